@@ -1,0 +1,401 @@
+package buffer
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+const (
+	houseEvery   = time.Second // cursors, trims and counters are saved after this
+	trimMost     = 256         // rows of a transaction
+	walPages     = 1000        // written before a checkpoint
+	measureEvery = time.Minute // without other work
+)
+
+// commit is what one transaction writes. It may run again after a failure:
+// every statement gives the same result twice.
+type commit struct {
+	b       *batch
+	segs    []segment
+	rows    []op // consumers, streams, losses, meta
+	trims   []*header
+	tries   int
+	healthy bool // the failure was not the connection's
+}
+
+// segment is a row to insert.
+type segment struct {
+	h    *header
+	raw  []byte
+	need []byte
+	data []byte
+}
+
+// plan is what the committer does next.
+type plan struct {
+	due     time.Time // zero: nothing to do
+	retry   *commit   // a transaction that failed
+	expose  bool      // readings go to RAM: nothing can be written
+	house   bool      // cursors, trims and counters are saved, bounds kept
+	closing bool
+}
+
+// run is the committer: it owns the order of transactions and the flush.
+func (s *Store) run() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		s.mu.Lock()
+		p := s.planLocked()
+		s.mu.Unlock()
+		switch now := time.Now(); {
+		case p.due.IsZero():
+			<-s.wake
+		case now.Before(p.due):
+			timer.Reset(p.due.Sub(now))
+			select {
+			case <-s.wake:
+			case <-timer.C:
+			}
+		case p.expose:
+			s.expose()
+		case p.retry != nil:
+			s.again(p.retry, p.closing)
+		default:
+			s.work(p)
+			if p.closing {
+				s.stop()
+				return
+			}
+		}
+	}
+}
+
+// work commits what is due and keeps the bounds.
+func (s *Store) work(p plan) {
+	s.mu.Lock()
+	look := p.house && time.Since(s.measured) >= houseEvery
+	s.mu.Unlock()
+	if look {
+		s.measure()
+		s.keepReserve()
+	}
+	if p.house {
+		s.tidy()
+	}
+	s.mu.Lock()
+	t := s.takeBatchLocked(p.house)
+	s.mu.Unlock()
+	s.perform(t, p.closing)
+	s.quotas()
+	s.relieve()
+}
+
+// planLocked says what is to be done next, and when. What is taken up for
+// another try is the caller's from then on.
+func (s *Store) planLocked() (p plan) {
+	p.closing = s.closing
+	sooner := func(t time.Time) bool {
+		if p.due.IsZero() || t.Before(p.due) {
+			p.due = t
+			return true
+		}
+		return false
+	}
+	now, b := time.Now(), s.batch
+	if s.closing {
+		p.due, p.house = now, true
+		p.retry, s.failed = s.failed, nil
+		return p
+	}
+	gather := b.began.Add(s.limits.Sync)
+	if b.large || b.full() {
+		gather = b.began
+	}
+	if s.failed != nil {
+		p.due = s.retryAt
+		if s.state == stateReadOnly && len(b.segs) > 0 && sooner(gather) {
+			p.expose = true
+		} else if !now.Before(p.due) {
+			p.retry, s.failed = s.failed, nil
+		}
+		return p
+	}
+	switch {
+	case b.entries == 0:
+	case b.waiters > 1 || b.waiters == 1 && s.served > 1:
+		sooner(b.waiting.Add(linger))
+		fallthrough
+	default:
+		if b.waiters == 1 && s.served <= 1 {
+			gather = b.waiting
+		}
+		sooner(gather)
+	}
+	if !s.dirtySince.IsZero() {
+		sooner(s.dirtySince.Add(houseEvery))
+	}
+	p.house = s.hurry || len(s.trims) >= trimMost || !s.dirtySince.IsZero() && now.Sub(s.dirtySince) >= houseEvery
+	if p.house {
+		sooner(now)
+	}
+	if s.records > 0 && sooner(s.measured.Add(measureEvery)) && !now.Before(p.due) {
+		p.house = true
+	}
+	return p
+}
+
+// dirtyLocked notes that RAM differs from the disk in what can be lost.
+func (s *Store) dirtyLocked() {
+	if s.dirtySince.IsZero() {
+		s.dirtySince = time.Now()
+		signal(s.wake)
+	}
+}
+
+// hurryLocked makes the saving of cursors due now.
+func (s *Store) hurryLocked() {
+	if !s.hurry {
+		s.hurry = true
+		signal(s.wake)
+	}
+}
+
+// takeBatchLocked swaps the batch and gathers what else is due.
+func (s *Store) takeBatchLocked(house bool) *commit {
+	t := &commit{b: s.batch}
+	s.batch = newBatch()
+	s.room.Broadcast()
+	s.commitTopsLocked(t.b.tops)
+	for _, c := range s.slots {
+		if c != nil && (t.b.save[c] || house && c.dirty) {
+			t.rows = append(t.rows, op{sqlConsumer, c.row()})
+			c.dirty, c.acks = false, 0
+		}
+	}
+	for _, st := range s.streams {
+		if st.dirty && (house || !st.saved) {
+			t.rows = append(t.rows, op{sqlStream, []any{uint32(st.id), st.name, st.boot, st.last}})
+			st.dirty, st.saved = false, true
+		}
+	}
+	if !house {
+		return t
+	}
+	s.hurry, s.dirtySince = false, time.Time{}
+	upTo := max(t.b.last, s.head)
+	t.rows = append(t.rows, op{sqlMeta, []any{metaNextSeq, "next_seq", s.nextSeq}},
+		op{sqlMeta, []any{metaStreamsUpTo, "streams_upto", upTo}})
+	for _, b := range s.boots {
+		if b.dirty {
+			t.rows = append(t.rows, op{sqlBoot, b.row()})
+			b.dirty = false
+		}
+	}
+	s.takeLossesLocked(t)
+	n := min(len(s.trims), trimMost)
+	if s.closing {
+		n = len(s.trims)
+	}
+	t.trims = append(t.trims, s.trims[:n]...)
+	if s.trims = s.trims[n:]; len(s.trims) > 0 {
+		s.dirtyLocked()
+	}
+	return t
+}
+
+func (s *Store) takeLossesLocked(t *commit) {
+	for _, id := range s.lossesGone {
+		t.rows = append(t.rows, op{sqlNoLoss, []any{id}})
+	}
+	s.lossesGone = nil
+	for _, l := range s.losses {
+		if l.dirty {
+			t.rows = append(t.rows, op{sqlLoss, []any{l.id, l.slot, uint32(l.stream), l.boot, l.lo, l.hi,
+				l.dropped, l.kept, l.bytes, l.reason, l.told}})
+			l.dirty = false
+		}
+	}
+}
+
+// perform writes t, flushes it, makes it visible and fires its tickets. What
+// fails is kept for another try with the same numbers, except at the end.
+func (s *Store) perform(t *commit, last bool) {
+	s.pack(t)
+	err := s.write(t)
+	if err == nil && (!t.b.empty() || s.unflushed && t.b.waiters > 0) {
+		err = s.flush()
+	}
+	if err != nil && last && wounded(err) && s.replace(err) == nil { // the rescue is for the next start
+		if err = s.write(t); err == nil {
+			err = s.flush()
+		}
+	}
+	if err != nil && !last {
+		s.trouble(t, err)
+		return
+	}
+	if err == nil {
+		s.recovered()
+	}
+	s.mu.Lock()
+	if err == nil {
+		s.visibleLocked(t)
+	}
+	t.b.err, t.b.fired = err, true
+	for _, fn := range t.b.thens {
+		s.fireLocked(then{fn, err})
+	}
+	t.b.thens = nil
+	s.served = t.b.waiters
+	s.mu.Unlock()
+	close(t.b.done)
+	if err == nil && s.walPages >= s.checkpointAt() {
+		s.walPages = 0
+		s.checkpoint("PASSIVE")
+	}
+}
+
+// pack compresses what the batch of t has collected.
+func (s *Store) pack(t *commit) {
+	for _, sb := range t.b.segs {
+		g := segment{raw: sb.raw, need: appendNeeds(nil, sb.needs), data: s.deflate.pack(sb.raw)}
+		g.h = &header{first: sb.first, last: sb.last, ts: sb.ts, needs: sb.needs, n: uint32(sb.n),
+			size: uint32(len(g.need) + len(g.data)), raw: uint32(len(sb.raw)), boot: uint32(sb.boot), lane: sb.lane}
+		t.segs = append(t.segs, g)
+	}
+	t.b.segs = nil
+}
+
+// write runs the transaction.
+func (s *Store) write(t *commit) error {
+	if len(t.segs)+len(t.b.ops)+len(t.rows)+len(t.trims) == 0 {
+		return nil
+	}
+	s.io.Lock()
+	defer s.io.Unlock()
+	if s.db == nil {
+		return ErrReadOnly
+	}
+	err := s.db.transaction(func() error {
+		for i := range t.segs {
+			if err := s.db.exec(sqlInsertSeg, t.segs[i].row()...); err != nil {
+				return err
+			}
+		}
+		for _, ops := range [][]op{t.b.ops, t.rows} {
+			for _, o := range ops {
+				if err := s.db.exec(o.query, o.args...); err != nil {
+					return err
+				}
+			}
+		}
+		for _, h := range t.trims {
+			if err := s.db.exec(sqlDeleteSeg, h.id()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("commit %s: %w", s.path, err)
+	}
+	s.unflushed = true
+	s.walPages += t.pages()
+	return nil
+}
+
+// row is the arguments of sqlInsertSeg.
+func (g *segment) row() []any {
+	h := g.h
+	return []any{h.id(), h.last, h.n, h.ts, h.boot, h.raw, g.need, checksum(g.need, g.data), g.data}
+}
+
+// pages estimates what t adds to the -wal file.
+func (t *commit) pages() int {
+	n := 2 + len(t.rows)/16 + len(t.b.ops)/4 + len(t.trims)/2
+	for _, g := range t.segs {
+		n += int(g.h.space()/pageSize) + 1
+	}
+	return n
+}
+
+// flush makes what is committed durable.
+func (s *Store) flush() error {
+	if !s.o.Full {
+		began := time.Now()
+		if err := s.wal.flush(); err != nil {
+			return err
+		}
+		s.flushed(time.Since(began))
+	}
+	s.unflushed = false
+	return nil
+}
+
+// visibleLocked hands the committed segments to the readers.
+func (s *Store) visibleLocked(t *commit) {
+	for _, g := range t.segs {
+		if g.h.ram == nil {
+			s.cache.put(g.h, g.raw)
+			s.addSegmentLocked(g.h)
+			continue
+		}
+		g.h.ram = nil // the readers know it already
+		s.ramBytes -= g.h.space()
+		if g.h.dead {
+			s.trimLocked(g.h)
+		}
+	}
+	s.ram = slices.DeleteFunc(s.ram, func(g segment) bool { return g.h.ram == nil })
+	s.head = max(s.head, t.b.last+1)
+	for _, c := range t.b.drops {
+		s.leaving[c.slot] = false
+	}
+	if len(t.trims) > 0 {
+		for _, h := range t.trims {
+			s.trimSpace -= h.space()
+		}
+		for l := range s.lanes {
+			s.lanes[l].sweep()
+		}
+	}
+	s.count.commits++
+}
+
+// checkpointAt is how many pages the -wal file may take: half of the reserve at
+// most, or a full disk could not take them into the database.
+func (s *Store) checkpointAt() int {
+	if s.o.Reserve > 0 {
+		return min(walPages, int(s.o.Reserve/pageSize/2))
+	}
+	return walPages
+}
+
+// checkpoint moves pages from the -wal file into the database.
+func (s *Store) checkpoint(mode string) error {
+	s.io.Lock()
+	defer s.io.Unlock()
+	if s.db == nil {
+		return nil
+	}
+	_, err := s.db.value("PRAGMA wal_checkpoint(" + mode + ")")
+	return err
+}
+
+// Sync waits until everything appended and acknowledged so far is on disk.
+func (s *Store) Sync(ctx context.Context) error {
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		return ErrClosed
+	}
+	s.batch.last = max(s.batch.last, s.nextSeq-1)
+	s.hurry = true
+	s.queuedLocked(1, true)
+	t := Ticket{s: s, b: s.batch}
+	s.mu.Unlock()
+	return t.Wait(ctx)
+}
