@@ -1,0 +1,156 @@
+package modbus
+
+import (
+	"fmt"
+	"time"
+
+	"busgate/devices"
+)
+
+// collect gathers the answer to req.
+func (l *Line) collect(req []byte, p patience) ([]byte, error) {
+	deadline := l.last.sent.Add(p.timeout)
+	n, from := 0, 0
+	for {
+		wait := time.Until(deadline)
+		if n > from {
+			wait = l.timing.silence
+		}
+		k, err := l.read(l.buf[n:], wait)
+		if err != nil {
+			l.dirty = true
+			return nil, err
+		}
+		if k == 0 {
+			return nil, l.silent(req, p, l.buf[from:n])
+		}
+		if n == from {
+			l.last.first = time.Now()
+		}
+		n += k
+		for from < n {
+			start, size, kind := l.match(req, l.buf[from:n])
+			if kind == unfinished {
+				break
+			}
+			if kind == bad {
+				return nil, l.damaged(l.buf[from:n])
+			}
+			from += start + size
+			if kind == ours {
+				l.counts.Good++
+				l.last.end, l.last.size = time.Now(), size
+				l.dirty = from < n
+				l.renew(req, p)
+				return l.buf[from-size : from], nil
+			}
+		}
+		if from == n {
+			from, n = 0, 0
+		}
+		if n == len(l.buf) || time.Since(deadline) > maxAnswer {
+			return nil, l.damaged(l.buf[from:n])
+		}
+	}
+}
+
+// renew keeps the debt of a request that was repeated and is answered now: it
+// may have been the first one's answer, and then the second's is still to come,
+// as late as this one was.
+func (l *Line) renew(req []byte, p patience) {
+	for i := range l.debts {
+		d := &l.debts[i]
+		if string(d.req[:d.n]) != string(req[:min(len(req), d.n)]) {
+			continue
+		}
+		behind := min(l.last.end.Sub(d.sent), maxWindow)
+		if u := l.last.end.Add(p.window); u.After(d.until) {
+			d.until = u
+		}
+		if u := l.last.sent.Add(2 * behind); u.After(d.until) {
+			d.until = u
+		}
+		d.sent = l.last.sent
+	}
+}
+
+// silent says what silence means: an answer broken off, or none.
+func (l *Line) silent(req []byte, p patience, got []byte) error {
+	l.dirty = true
+	if len(got) > 0 {
+		return l.damaged(got)
+	}
+	l.counts.Timeouts++
+	if !l.noOwed {
+		d := debt{sent: l.last.sent, until: time.Now().Add(p.window)}
+		d.n = copy(d.req[:], req)
+		if len(l.debts) >= maxDebts {
+			l.debts = append(l.debts[:0], l.debts[1:]...)
+		}
+		l.debts = append(l.debts, d)
+	}
+	return devices.ErrNoAnswer
+}
+
+func (l *Line) damaged(got []byte) error {
+	l.dirty = true
+	l.counts.Bad++
+	return fmt.Errorf("%w: % x", devices.ErrBadFrame, got[:min(len(got), 32)])
+}
+
+// what stands at the start of received bytes
+type found uint8
+
+const (
+	unfinished found = iota // more bytes are needed
+	ours                    // the answer
+	other                   // a frame that is not for us
+	bad                     // damaged
+)
+
+// match finds out what f, all bytes since the last frame, begins with: size
+// bytes from start.
+func (l *Line) match(req, f []byte) (start, size int, kind found) {
+	n := answerLen(req, f)
+	switch {
+	case n == 0 && len(f) < bufSize:
+		return 0, 0, unfinished
+	case n > 0 && len(f) < n:
+		return 0, 0, unfinished
+	case n > 0 && crc(f[:n]) == 0 && !l.ambiguous(req, f):
+		return 0, n, ours
+	}
+	if n := l.pay(f, req); n > 0 {
+		l.quiet = time.Now()
+		return 0, n, other
+	}
+	if n := foreignLen(f); n > 0 {
+		l.counts.Foreign++
+		return 0, n, other
+	}
+	for at := 1; at <= maxStray && at+minFrame <= len(f); at++ {
+		n := answerLen(req, f[at:])
+		if n > 0 && at+n <= len(f) && crc(f[at:at+n]) == 0 && !l.ambiguous(req, f[at:]) {
+			l.counts.Stray++
+			return at, n, ours
+		}
+	}
+	if n > 0 { // complete, and its check is wrong
+		return 0, 0, bad
+	}
+	return 0, 0, unfinished
+}
+
+// ambiguous says that f is an exception that may answer an older request: an
+// exception carries neither address nor count.
+func (l *Line) ambiguous(req, f []byte) bool {
+	if f[1]&0x80 == 0 || l.noOwed {
+		return false
+	}
+	for _, d := range l.debts {
+		if old := d.req[:d.n]; old[0] == req[0] && old[1] == req[1] && string(old) != string(req[:min(len(req), d.n)]) && time.Until(d.until) > 0 {
+			return true
+		}
+	}
+	return false
+}

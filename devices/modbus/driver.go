@@ -1,0 +1,145 @@
+package modbus
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"busgate/config"
+	"busgate/devices"
+	"busgate/devices/port"
+)
+
+// Driver opens buses of the protocols modbus-rtu (serial or TCP) and
+// modbus-tcp. The zero Driver is ready to use.
+type Driver struct {
+	// OpenPort opens the serial port of a wire; nil is devices/port. The
+	// simulator and tests put theirs here.
+	OpenPort func(ctx context.Context, w devices.Wire) (Port, error)
+
+	ports  port.Opener
+	noOwed bool // tests: Lines forget what is owed
+}
+
+var _ devices.Driver = (*Driver)(nil)
+
+// Open opens the port, or connects.
+func (d *Driver) Open(ctx context.Context, w devices.Wire) (devices.Field, error) {
+	f := &field{bus: w.Bus, log: w.Log, timing: timingOf(w.Bus)}
+	f.Devices(w.Devices)
+	connect, err := dialer(w.Bus)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case w.Bus.Protocol == "modbus-tcp":
+		t := newTCP(w.Bus.TCP, connect, f.late)
+		if err := t.connect(ctx); err != nil {
+			return nil, err
+		}
+		f.setLink(t, &tcpPackager{})
+	case w.Bus.Protocol == "modbus-rtu" && w.Bus.TCP != "":
+		conn, err := connect(ctx)
+		if err != nil {
+			return nil, err
+		}
+		f.setLink(d.line(&netPort{conn: conn, addr: w.Bus.TCP}, f), &rtuPackager{})
+	case w.Bus.Protocol == "modbus-rtu":
+		p, err := d.openPort(ctx, w, f)
+		if err != nil {
+			return nil, err
+		}
+		f.setLink(d.line(p, f), &rtuPackager{})
+	default:
+		return nil, &trouble{"settings", w.Bus.Protocol + " is not possible on this bus", fmt.Errorf("bus %s: protocol %q", w.Bus.Name, w.Bus.Protocol)}
+	}
+	return f, nil
+}
+
+func (d *Driver) openPort(ctx context.Context, w devices.Wire, f *field) (Port, error) {
+	if d.OpenPort != nil {
+		return d.OpenPort(ctx, w)
+	}
+	p, err := d.ports.Open(w.Bus, len(w.Devices), w.Log)
+	if err != nil {
+		return nil, err
+	}
+	f.timing.latency = p.Latency()
+	return p, nil
+}
+
+func (d *Driver) line(p Port, f *field) *Line {
+	l := newLine(p, f.timing, f.late)
+	l.noOwed = d.noOwed
+	return l
+}
+
+// timingOf is the timing of a wire from its configuration (Modbus over serial
+// line v1.02, 2.5.1.1: 3.5 characters, above 19200 baud 1.75 ms).
+func timingOf(b *config.Bus) timing {
+	if b.TCP != "" {
+		// Segments may come apart; an answer lost by the network comes again after
+		// the shortest retransmission time of TCP, which no timeout should undercut.
+		return timing{silence: 200 * time.Millisecond, latency: 250 * time.Millisecond}
+	}
+	bits := 1 + b.DataBits + b.StopBits
+	if b.Parity != 'N' {
+		bits++
+	}
+	t := timing{char: time.Duration(bits) * time.Second / time.Duration(max(b.Baud, 1))}
+	t.gap = t.char * 35 / 10
+	if b.Baud > 19200 {
+		t.gap = 1750 * time.Microsecond
+	}
+	if b.Gap > 0 {
+		t.gap = b.Gap
+	}
+	t.silence = 50*time.Millisecond + 16*t.char
+	return t
+}
+
+// Cost plans the requests of a group as the bus will, with the turnaround of
+// the profile, or 30 ms.
+func (d *Driver) Cost(bus *config.Bus, dev *config.Device, points []int) (requests int, each time.Duration) {
+	u, t := newUnit(dev), timingOf(bus)
+	l := limitsOf(bus, u, t, writable(dev))
+	for _, r := range makePlan(spans(dev, points, l), l) {
+		requests++
+		each += l.time(r.table, r.width())
+	}
+	return requests, each
+}
+
+// limitsOf is what the planner must keep for a unit.
+func limitsOf(bus *config.Bus, u *unit, t timing, writable bool) limits {
+	l := limits{
+		maxRead:   min(orMax(bus.MaxRead), orMax(u.dev.MaxRead), u.maxRead),
+		maxHole:   bus.MaxHole,
+		forbidden: u.forbidden,
+		time:      func(table string, n int) time.Duration { return t.readTime(table, n, u.ta) },
+	}
+	if len(u.illegal) >= maxGaps {
+		l.maxHole = 0
+	}
+	if writable {
+		l.maxRead = min(l.maxRead, blockCap(t, u.ta))
+	}
+	return l
+}
+
+// orMax is a configured limit of registers, where 0 is none.
+func orMax(n int) int {
+	if n <= 0 || n > 125 {
+		return 125
+	}
+	return n
+}
+
+func writable(dev *config.Device) bool {
+	for i := range dev.Points {
+		if dev.Points[i].Write {
+			return true
+		}
+	}
+	return false
+}

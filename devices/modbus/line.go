@@ -1,0 +1,325 @@
+package modbus
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"busgate/devices"
+)
+
+// Port is what a Line needs of a serial port. Read gives (0, nil) after a
+// silence of the read timeout.
+type Port interface {
+	Read([]byte) (int, error)
+	Write([]byte) (int, error)
+	SetReadTimeout(time.Duration) error
+	Close() error
+}
+
+// timing is how long things take on one wire.
+type timing struct {
+	char    time.Duration // one character; 0 over TCP
+	gap     time.Duration // silence between frames: t3.5
+	silence time.Duration // longest silence inside a frame
+	latency time.Duration // how long the adapter holds bytes back
+}
+
+// patience is how long one exchange waits.
+type patience struct {
+	timeout time.Duration // first byte, from the end of the request
+	window  time.Duration // after a timeout: how long the answer may still come
+}
+
+// exchange is when the last request and its answer were on the wire.
+type exchange struct {
+	sent  time.Time // end of the request
+	first time.Time // first bytes of the answer
+	end   time.Time // last bytes of the answer
+	size  int       // bytes of the answer
+}
+
+// debt is an answer that did not come in time and may still come.
+type debt struct {
+	req   [8]byte // start of the request
+	n     int
+	sent  time.Time
+	until time.Time
+}
+
+const (
+	maxDebts  = 64  // the oldest is forgotten
+	maxDrain  = 64  // reads in one drain
+	maxStray  = 8   // bytes before a frame that are forgiven
+	bufSize   = 512 // bytes
+	muteAfter = time.Second
+	// maxAnswer bounds an answer that trickles in, after its first byte.
+	maxAnswer = 5 * time.Second
+)
+
+// Line speaks Modbus RTU on one port. A late, damaged or foreign frame is never
+// taken for the answer to a request it does not belong to:
+//
+//	owed → drain → gap → write → first byte → collect
+//
+// One goroutine calls exchange; the mutex is a guard against a second one.
+type Line struct {
+	port   Port
+	timing timing
+	late   func(unit byte, after time.Duration) // told of each late answer
+
+	mu     sync.Mutex
+	quiet  time.Time // last byte that was on the wire, as far as known
+	dirty  bool      // the last exchange did not end cleanly
+	mute   time.Time // a wire that never stops talking is left alone until then
+	debts  []debt
+	buf    [bufSize]byte
+	junk   []byte // what came while nothing was asked; whole frames are taken out
+	last   exchange
+	counts devices.Counts
+	noOwed bool // tests: forget what is owed
+}
+
+// newLine takes over the port. late may be nil.
+func newLine(p Port, t timing, late func(byte, time.Duration)) *Line {
+	if late == nil {
+		late = func(byte, time.Duration) {}
+	}
+	return &Line{port: p, timing: t, late: late, dirty: true, junk: make([]byte, 0, bufSize)}
+}
+
+// Close closes the port.
+func (l *Line) Close() error { return l.port.Close() }
+
+func (l *Line) timings() exchange { return l.last }
+
+func (l *Line) tally() *devices.Counts { return &l.counts }
+
+// exchange sends one RTU frame and returns the answer, an exception included,
+// which is valid until the next call. Errors: devices.ErrNoAnswer,
+// devices.ErrBadFrame, the context's, or the port's. A request to unit 0 is a
+// broadcast: nobody answers, and the answer is made up.
+func (l *Line) exchange(ctx context.Context, req []byte, p patience) ([]byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Until(l.mute) > 0 {
+		return nil, fmt.Errorf("%w: the line is never quiet", devices.ErrBadFrame)
+	}
+	if err := l.listen(0); err != nil { // what came since the last exchange is not for this one
+		return nil, err
+	}
+	if err := l.awaitOwed(ctx, req); err != nil {
+		return nil, err
+	}
+	if err := l.drain(); err != nil {
+		return nil, err
+	}
+	if err := l.awaitGap(); err != nil {
+		return nil, err
+	}
+	l.junk = l.junk[:0]
+	l.counts.Requests++
+	if err := l.write(req); err != nil {
+		return nil, err
+	}
+	if req[0] == 0 {
+		return l.broadcast(ctx, req)
+	}
+	return l.collect(req, p)
+}
+
+// awaitOwed listens until no late answer can be mistaken for one to req. The
+// same request once more may go at once: its late answer is as good.
+func (l *Line) awaitOwed(ctx context.Context, req []byte) error {
+	for {
+		wait := l.owed(req)
+		if wait <= 0 {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := l.listen(min(wait, 100*time.Millisecond)); err != nil {
+			return err
+		}
+	}
+}
+
+// owed is how long an answer that could be taken for one to req may still come.
+func (l *Line) owed(req []byte) time.Duration {
+	if l.noOwed {
+		return 0
+	}
+	now, wait := time.Now(), time.Duration(0)
+	kept := l.debts[:0]
+	for _, d := range l.debts {
+		left := d.until.Sub(now)
+		if left <= 0 {
+			continue
+		}
+		kept = append(kept, d)
+		if old := d.req[:d.n]; sameShape(old, req) && string(old) != string(req[:min(len(req), d.n)]) {
+			wait = max(wait, left)
+		}
+	}
+	l.debts = kept
+	return wait
+}
+
+// owing is owed between two exchanges: what has come by now is looked through first.
+func (l *Line) owing(req []byte) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.debts) == 0 || l.listen(0) != nil {
+		return 0
+	}
+	return l.owed(req)
+}
+
+// listen reads for at most d what nobody waits for.
+func (l *Line) listen(d time.Duration) error {
+	n, err := l.read(l.buf[:], d)
+	if err != nil {
+		return err
+	}
+	if n > 0 {
+		l.counts.Stale += uint64(n)
+		l.dirty = true
+		l.sift(l.buf[:n])
+	}
+	return nil
+}
+
+// sift looks for late answers among stale bytes and strikes them off.
+func (l *Line) sift(p []byte) {
+	if len(l.junk)+len(p) > bufSize {
+		l.junk = l.junk[:0]
+	}
+	l.junk = append(l.junk, p[:min(len(p), bufSize)]...)
+	for from := 0; from+minFrame <= len(l.junk); from++ {
+		if n := l.pay(l.junk[from:], nil); n > 0 {
+			l.junk = append(l.junk[:0], l.junk[from+n:]...)
+			from = -1
+		}
+	}
+}
+
+// pay strikes off the debt that the frame at the start of f answers and returns
+// the frame's length. A frame that also answers req is not touched.
+func (l *Line) pay(f, req []byte) int {
+	for i, d := range l.debts {
+		old := d.req[:d.n]
+		if req != nil && string(old) == string(req[:min(len(req), d.n)]) {
+			continue
+		}
+		n := answerLen(old, f)
+		if n <= 0 || n > len(f) || crc(f[:n]) != 0 {
+			continue
+		}
+		l.debts = append(l.debts[:i], l.debts[i+1:]...)
+		l.counts.Late++
+		came := time.Now()
+		if came.After(d.until) { // found among bytes that nobody read for a while
+			came = d.until
+		}
+		l.late(f[0], came.Sub(d.sent))
+		return n
+	}
+	return 0
+}
+
+// drain reads until the wire was silent for so long that the FIFO of an adapter
+// and its USB packets are empty. Draining for t3.5 only lets remains of one
+// answer into the next.
+func (l *Line) drain() error {
+	if !l.dirty {
+		return nil
+	}
+	quiet := max(l.timing.gap, l.timing.silence)
+	for range maxDrain {
+		wait := quiet - time.Since(l.quiet)
+		if l.quiet.IsZero() {
+			wait = quiet
+		}
+		n, err := l.read(l.buf[:], wait)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			l.dirty = false
+			return nil
+		}
+		l.counts.Stale += uint64(n)
+		l.sift(l.buf[:n])
+	}
+	l.counts.Bad++
+	l.mute = time.Now().Add(muteAfter)
+	return fmt.Errorf("%w: the line is never quiet", devices.ErrBadFrame)
+}
+
+// awaitGap waits for the silence before a frame inside Read: that is exact, and
+// sees stray bytes, which time.Sleep is and does not. What is measured is the
+// arrival here, never before the end on the wire, so t3.5 needs no margin.
+func (l *Line) awaitGap() error {
+	for range maxDrain {
+		wait := l.timing.gap - time.Since(l.quiet)
+		if wait <= 0 {
+			return nil
+		}
+		if err := l.listen(wait); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Line) write(req []byte) error {
+	start := time.Now()
+	for done := 0; done < len(req); {
+		n, err := l.port.Write(req[done:])
+		if err != nil {
+			l.dirty = true
+			return fmt.Errorf("write: %w", err)
+		}
+		done += n
+	}
+	l.counts.BytesOut += uint64(len(req))
+	l.last = exchange{sent: start.Add(time.Duration(len(req)) * l.timing.char)}
+	l.quiet = l.last.sent
+	return nil
+}
+
+// broadcast waits until all units have worked on the request.
+func (l *Line) broadcast(ctx context.Context, req []byte) ([]byte, error) {
+	l.dirty = true
+	for end := l.last.sent.Add(100 * time.Millisecond); ; {
+		wait := time.Until(end)
+		if wait <= 0 {
+			break
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if err := l.listen(wait); err != nil {
+			return nil, err
+		}
+	}
+	return seal(append(l.buf[:0], req[:6]...)), nil
+}
+
+// read waits at most d for bytes; 0 and nil is silence.
+func (l *Line) read(p []byte, d time.Duration) (int, error) {
+	if err := l.port.SetReadTimeout(max(d, 0)); err != nil {
+		return 0, fmt.Errorf("read: %w", err)
+	}
+	n, err := l.port.Read(p)
+	if n > 0 {
+		l.quiet = time.Now()
+		l.counts.BytesIn += uint64(n)
+	}
+	if err != nil {
+		return n, fmt.Errorf("read: %w", err)
+	}
+	return n, nil
+}

@@ -1,0 +1,86 @@
+package devices
+
+import "time"
+
+// BusStatus is what the status page and the metrics show of a bus.
+type BusStatus struct {
+	Name     string
+	Open     bool
+	Since    time.Time // of Open, or of the trouble
+	Err      string    // word of what is wrong, "" when nothing is
+	Text     string
+	U        float64 // share of its time that the bus needs, over the last minute
+	Stretch  float64 // of all intervals; 1 = as configured
+	Counts   Counts  // since the start
+	Reopened uint64
+	Queue    int    // commands that wait
+	Refused  uint64 // commands refused because too many waited
+	SinkSlow uint64 // rounds that the sink took longer than 1 s for
+	RTT50    time.Duration
+	RTT95    time.Duration
+}
+
+// DeviceStatus is what the status page and the metrics show of a device.
+type DeviceStatus struct {
+	Name, Bus   string
+	Unit        uint8
+	Online      bool
+	LastGood    time.Time // zero: never
+	Rounds      uint64    // asked
+	Failed      uint64    // without any answer
+	Missed      uint64    // turns that never came
+	RangeErrors uint64
+	EnumUnknown uint64
+	Err         string // word of what is wrong, "" when nothing is
+	LastError   string // text of the newest failure, also when it is over
+	Counts      UnitCounts
+}
+
+// Status is a picture of all buses and devices, each list in the order of the
+// names of the buses. It does not wait for a bus.
+func (f *Fleet) Status() ([]BusStatus, []DeviceStatus) {
+	var buses []BusStatus
+	var devs []DeviceStatus
+	for _, b := range f.sorted() {
+		b.mu.Lock()
+		s := b.shown
+		s.Queue, s.Refused = len(b.queue), b.refused
+		buses = append(buses, s)
+		devs = append(devs, b.shownOf...)
+		b.mu.Unlock()
+	}
+	return buses, devs
+}
+
+// show makes the picture; the goroutine of the bus calls it after each step.
+func (b *bus) show() {
+	s := BusStatus{Name: b.name, Open: b.field != nil, Since: b.opened, Err: b.problem.Err, Text: b.problem.Text,
+		U: b.load.u, Stretch: b.load.stretch, Counts: b.sum, Reopened: b.reopens, SinkSlow: b.sinkSlow}
+	if b.field != nil {
+		s.Counts.add(b.field.Counts())
+	} else {
+		s.Since = b.problem.Since
+	}
+	list := make([]DeviceStatus, len(b.devs))
+	for i, d := range b.devs {
+		if b.field != nil {
+			d.counts = b.field.Unit(d.cfg)
+		}
+		list[i] = d.status()
+		s.RTT50 = max(s.RTT50, d.counts.RTT50)
+		s.RTT95 = max(s.RTT95, d.counts.RTT95)
+	}
+	b.mu.Lock()
+	b.shown, b.shownOf = s, list
+	b.mu.Unlock()
+}
+
+func (d *device) status() DeviceStatus {
+	s := DeviceStatus{Name: d.cfg.Name, Bus: d.bus.name, Unit: d.cfg.UnitID, Online: d.online, LastGood: d.good,
+		Rounds: d.rounds, Failed: d.failures, Missed: d.missed, RangeErrors: d.rangeErrors, EnumUnknown: d.enumUnknown,
+		Err: d.worst().Err, LastError: d.lastError, Counts: d.counts}
+	for _, g := range d.groups {
+		s.Missed += g.missed
+	}
+	return s
+}
