@@ -1,0 +1,230 @@
+package embeddedbroker
+
+import (
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"busgate/embeddedbroker/packet"
+)
+
+const (
+	codeShutdown = packet.ServerShutdown
+	codeDropped  = packet.AdminAction
+)
+
+// refuseConnect ends a connection with a CONNACK.
+func refuseConnect(code byte, format string, args ...any) *ending {
+	return &ending{code: code, text: fmt.Sprintf(format, args...), early: true}
+}
+
+// handshake reads CONNECT, attaches the session and answers. An error means
+// that the connection is over.
+func (c *conn) handshake() error {
+	limit := connectTime
+	switch c.nc.(type) {
+	case *tls.Conn, *wsConn:
+		limit += shakeTime
+	}
+	c.setReadDeadline(time.Now().Add(limit))
+	h, body, err := c.packet(connectSize)
+	var bad *packet.Error
+	switch {
+	case errors.As(err, &bad):
+		return &ending{text: bad.Text} // the protocol level is not known: close without a word
+	case err != nil:
+		return err
+	}
+	c.b.n.packetsIn.Add(1)
+	var p packet.Connect
+	if h.Type != packet.CONNECT {
+		return errNotConnect // [MQTT-3.1.0-1]
+	}
+	if err := packet.CheckFlags(h, packet.V311); err != nil {
+		return &ending{text: err.Error()}
+	}
+	err = p.Decode(h, body, 0)
+	c.version = p.Version
+	if err != nil {
+		return err // [MQTT-3.1.4-1]
+	}
+	if e := c.admit(&p); e != nil {
+		return e
+	}
+	return c.enter(&p)
+}
+
+// admit judges a CONNECT before it may touch a session.
+func (c *conn) admit(p *packet.Connect) error {
+	set := c.b.set.Load()
+	c.id, c.bridge = p.ClientID, p.Bridge
+	if p.Props.Has(packet.AuthMethod) {
+		return refuseConnect(packet.BadAuthMethod, "asks for enhanced authentication")
+	}
+	if e := c.b.gate.full(c, set.cfg.MaxClients); e != nil {
+		return e
+	}
+	if err := c.login(p, set); err != nil {
+		return err
+	}
+	c.b.gate.admitted(c)
+	if p.ClientID == "" {
+		if p.Version == packet.V31 || p.Version == packet.V311 && !p.CleanStart {
+			return refuseConnect(packet.BadClientID, "no client id") // [MQTT-3.1.3-8]
+		}
+		c.id = "auto-" + randomID() // [MQTT-3.1.3-6]
+	}
+	if !set.acl.nameOK(c.user, c.id) {
+		return refuseConnect(packet.NotAuthorized, "user name or client id holds + # or /, which its access rules cannot take")
+	}
+	if limit := set.maxKeepAlive; limit > 0 && p.Version != packet.V5 && (p.KeepAlive == 0 || int(p.KeepAlive) > limit) {
+		return refuseConnect(packet.BadClientID, "keep-alive of %d s is over max_keepalive", p.KeepAlive)
+	}
+	if w := p.Will; w != nil {
+		if w.Retain && !set.cfg.Retain {
+			return refuseConnect(packet.RetainUnsupported, "will with retain, which is off")
+		}
+		if c.denied(w.Topic, set) {
+			return refuseConnect(packet.NotAuthorized, "may not write its will topic %q", w.Topic)
+		}
+	}
+	return nil
+}
+
+// randomID is a version 4 UUID.
+func randomID() string {
+	var u [16]byte
+	rand.Read(u[:])
+	u[6], u[8] = u[6]&0x0f|0x40, u[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+}
+
+// enter attaches the session and answers with CONNACK.
+func (c *conn) enter(p *packet.Connect) error {
+	set := c.b.set.Load()
+	ack := packet.Connack{}
+	keep := int(p.KeepAlive)
+	limit := set.cfg.SessionExpiry
+	expiry := limit
+	if p.CleanStart {
+		expiry = 0
+	}
+	recv := uint16(0)
+	if p.Version == packet.V5 {
+		expiry, recv = c.limits5(p, set, &ack, &keep)
+	}
+	c.window = windowOf(recv, set.cfg.MaxInflight)
+	c.keep = time.Duration(keep) * time.Second * 3 / 2 // [MQTT-3.1.2-22]
+	if p.Version == packet.V5 {
+		c.open = map[uint16]struct{}{}
+	}
+	unlock := c.b.ids.lock(c.id)
+	c.b.n.connectionsAll.Add(1)
+	present, err := c.b.attach(c, p, expiry)
+	unlock()
+	if err != nil {
+		if c.sess != nil {
+			c.b.detach(c, &ending{})
+			c.sess = nil
+		}
+		return &ending{code: connectRefusal(err), text: err.Error(), early: true}
+	}
+	ack.SessionPresent = present && p.Version != packet.V31
+	c.setReadDeadline(time.Time{})
+	c.renew()
+	c.b.log.Info("client connected", "client", c.id, "addr", c.addr, "user", c.user, "version", c.version, "session", present)
+	answer := ack.Append(nil, c.version)
+	if c.maxOut > 0 && len(answer) > c.maxOut { // [MQTT-3.1.2-24]
+		return &ending{text: fmt.Sprintf("takes packets of %d bytes only", c.maxOut)}
+	}
+	c.mu.Lock()
+	c.ctl = append(c.ctl, answer...)
+	c.ctl = c.sess.owed(c.ctl, c.version)
+	c.ready = true
+	kicked := c.kicked
+	c.mu.Unlock()
+	if kicked != nil {
+		return kicked
+	}
+	c.wake()
+	return nil
+}
+
+func connectRefusal(err error) byte {
+	if err == errSuperseded {
+		return packet.TakenOver
+	}
+	return refusal(err)
+}
+
+// limits5 takes what a 5.0 client announced and writes what it must know.
+func (c *conn) limits5(p *packet.Connect, set *settings, ack *packet.Connack, keep *int) (expiry time.Duration, recv uint16) {
+	asked, _ := p.Props.Uint(packet.SessionExpiry)
+	want := time.Duration(asked) * time.Second
+	limit := set.cfg.SessionExpiry
+	if expiry = want; want > limit {
+		expiry = limit
+		ack.Props = ack.Props.WithUint(packet.SessionExpiry, uint32(limit/time.Second))
+	}
+	ack.Props = ack.Props.WithUint(packet.ReceiveMaximum, receiveMax)
+	if !set.cfg.Retain {
+		ack.Props = ack.Props.WithUint(packet.RetainAvailable, 0)
+	}
+	ack.Props = ack.Props.WithUint(packet.MaximumPacketSize, uint32(set.maxPacket))
+	if p.ClientID == "" {
+		ack.Props = ack.Props.WithBytes(packet.AssignedClientID, []byte(c.id)) // [MQTT-3.2.2-16]
+	}
+	ack.Props = ack.Props.WithUint(packet.TopicAliasMaximum, inboundAlias)
+	if top := set.maxKeepAlive; top > 0 && (*keep == 0 || *keep > top) {
+		*keep = top
+		ack.Props = ack.Props.WithUint(packet.ServerKeepAlive, uint32(top)) // [MQTT-3.2.2-21]
+	}
+	if v, ok := p.Props.Uint(packet.ReceiveMaximum); ok {
+		recv = uint16(v)
+	}
+	if v, ok := p.Props.Uint(packet.MaximumPacketSize); ok {
+		c.maxOut = int(v)
+	}
+	if v, ok := p.Props.Uint(packet.TopicAliasMaximum); ok {
+		c.aliasMax = uint16(v)
+	}
+	return expiry, recv
+}
+
+// keyLocks is one mutex for each client id that is connecting.
+type keyLocks struct {
+	mu sync.Mutex
+	m  map[string]*keyLock
+}
+
+type keyLock struct {
+	sync.Mutex
+	users int
+}
+
+// lock waits for the key and returns how to let it go.
+func (k *keyLocks) lock(key string) (unlock func()) {
+	k.mu.Lock()
+	if k.m == nil {
+		k.m = map[string]*keyLock{}
+	}
+	l := k.m[key]
+	if l == nil {
+		l = &keyLock{}
+		k.m[key] = l
+	}
+	l.users++
+	k.mu.Unlock()
+	l.Lock()
+	return func() {
+		l.Unlock()
+		k.mu.Lock()
+		if l.users--; l.users == 0 {
+			delete(k.m, key)
+		}
+		k.mu.Unlock()
+	}
+}

@@ -1,0 +1,261 @@
+package durable
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"busgate/buffer"
+	"busgate/embeddedbroker"
+)
+
+// lane keeps every topic in one lane: kinds have topics of their own.
+func lane(k embeddedbroker.Kind) uint8 {
+	switch k {
+	case embeddedbroker.KindStatus:
+		return buffer.LaneState
+	case embeddedbroker.KindReading:
+		return buffer.LaneLive
+	}
+	return buffer.LaneLAN
+}
+
+// records makes one record for all uplinks and one for all sessions.
+func (d *Store) records(e *embeddedbroker.Entry) []buffer.Record {
+	if e.Msg == nil || len(e.Targets) == 0 {
+		return nil
+	}
+	m := e.Msg
+	up := buffer.Record{Lane: lane(m.Kind), QoS: m.QoS, Retain: m.Retain, Kind: uint8(m.Kind), Topic: m.Topic, Payload: m.Payload,
+		Props: m.Props, Expires: m.Expires, At: m.Wall, Mono: m.Mono, Thinnable: m.Kind == embeddedbroker.KindReading}
+	own := up
+	var tags []embeddedbroker.Target
+	d.mu.Lock()
+	for _, t := range e.Targets {
+		id := buffer.ConsumerID(t.Consumer)
+		name, ok := d.uplinks[id]
+		if !ok {
+			own.To = append(own.To, id)
+			tags = append(tags, t)
+			continue
+		}
+		up.To = append(up.To, id)
+		if m.Kind == embeddedbroker.KindReading {
+			up.Numbers = append(up.Numbers, d.s.Stream(name).Next())
+		}
+	}
+	d.mu.Unlock()
+	var rs []buffer.Record
+	if len(up.To) > 0 {
+		rs = append(rs, up)
+	}
+	if len(own.To) > 0 {
+		own.Thinnable = false
+		own.Props = appendTags(nil, tags, m)
+		rs = append(rs, own)
+	}
+	return rs
+}
+
+// appendTags puts what each delivery needs, and the publisher, in front of the
+// properties.
+func appendTags(dst []byte, tags []embeddedbroker.Target, m *embeddedbroker.Message) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(tags)))
+	for _, t := range tags {
+		dst = binary.AppendUvarint(dst, uint64(t.Consumer))
+		dst = binary.AppendUvarint(dst, t.Ord)
+		flags := t.QoS
+		if t.Retain {
+			flags |= 4
+		}
+		dst = append(dst, flags)
+		dst = binary.AppendUvarint(dst, uint64(len(t.SubIDs)))
+		for _, id := range t.SubIDs {
+			dst = binary.AppendUvarint(dst, uint64(id))
+		}
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(m.From)))
+	dst = append(dst, m.From...)
+	return append(dst, m.Props...)
+}
+
+var errTags = errors.New("its delivery notes are damaged")
+
+// decodeDelivery turns a record back into the delivery to one session.
+func decodeDelivery(r *buffer.Record, id embeddedbroker.ConsumerID) (embeddedbroker.Delivery, error) {
+	t := tagReader{b: r.Props}
+	d := embeddedbroker.Delivery{Seq: embeddedbroker.Seq(r.Seq)}
+	found := false
+	for range t.count() {
+		consumer, ord, flags := t.uvarint(), t.uvarint(), t.byte()
+		mine := consumer == uint64(id)
+		if mine {
+			found, d.Ord, d.QoS, d.Retain = true, ord, flags&3, flags&4 != 0
+		}
+		for range t.count() {
+			if sub := uint32(t.uvarint()); mine {
+				d.SubIDs = append(d.SubIDs, sub)
+			}
+		}
+	}
+	from := t.bytes(t.count())
+	if t.bad || !found {
+		return d, errTags
+	}
+	d.Msg = &embeddedbroker.Message{Topic: r.Topic, Payload: r.Payload, QoS: r.QoS, Retain: r.Retain, Expires: r.Expires,
+		Kind: embeddedbroker.Kind(r.Kind), From: string(from), Mono: r.Mono, Wall: r.At}
+	if len(t.b) > 0 {
+		d.Msg.Props = t.b
+	}
+	return d, nil
+}
+
+// tagReader reads notes; after a failure it gives zeros and bad is set.
+type tagReader struct {
+	b   []byte
+	bad bool
+}
+
+func (t *tagReader) uvarint() uint64 {
+	v, n := binary.Uvarint(t.b)
+	if n <= 0 {
+		t.bad, t.b = true, nil
+		return 0
+	}
+	t.b = t.b[n:]
+	return v
+}
+
+// count is a number of things that take at least one byte each.
+func (t *tagReader) count() int {
+	n := t.uvarint()
+	if n > uint64(len(t.b)) {
+		t.bad, t.b = true, nil
+		return 0
+	}
+	return int(n)
+}
+
+func (t *tagReader) byte() byte {
+	b := t.bytes(1)
+	if len(b) == 0 {
+		return 0
+	}
+	return b[0]
+}
+
+func (t *tagReader) bytes(n int) []byte {
+	if n > len(t.b) {
+		t.bad, t.b = true, nil
+		return nil
+	}
+	b := t.b[:n]
+	t.b = t.b[n:]
+	return b
+}
+
+// changes turns operations into changes of tables. Names of the sessions that
+// go are forgotten here too.
+func (d *Store) changes(e *embeddedbroker.Entry) []buffer.Change {
+	var cs []buffer.Change
+	for _, op := range e.Ops {
+		switch op := op.(type) {
+		case embeddedbroker.SaveSession:
+			cs = append(cs, buffer.Session{Client: op.Session.Client, Data: encode(op.Session)})
+		case embeddedbroker.DropSession:
+			cs = append(cs, buffer.Session{Client: op.Client, Gone: true}, buffer.Drop{Consumer: buffer.ConsumerID(op.Consumer)})
+			d.drop(op.Consumer)
+		case embeddedbroker.SaveSubscription:
+			cs = append(cs, buffer.Subscription{Client: op.Client, Filter: op.Subscription.Filter, Data: encode(op.Subscription)})
+		case embeddedbroker.DropSubscription:
+			cs = append(cs, buffer.Subscription{Client: op.Client, Filter: op.Filter, Gone: true})
+		case embeddedbroker.SaveRetained:
+			cs = append(cs, encodeRetained(e.Msg))
+		case embeddedbroker.DropRetained:
+			cs = append(cs, buffer.Retained{Topic: op.Topic, Gone: true})
+		case embeddedbroker.MarkIn:
+			cs = append(cs, buffer.Inbound{Client: op.Client, ID: op.PID, Gone: op.Drop})
+		case embeddedbroker.MarkOut:
+			cs = append(cs, buffer.Released{Consumer: buffer.ConsumerID(op.Consumer), Seq: uint64(op.Seq), Tag: op.PID})
+		}
+	}
+	return cs
+}
+
+// encode writes what is rarely written and worth reading with other tools.
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("durable: " + err.Error()) // plain structs of ours
+	}
+	return b
+}
+
+// found is a session while its parts are gathered.
+type found struct {
+	session embeddedbroker.Session
+	subs    []embeddedbroker.Subscription
+	in      []uint16
+}
+
+func (f *found) decode(data []byte) error {
+	if len(data) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(data, &f.session); err != nil {
+		return fmt.Errorf("session: %w", err)
+	}
+	return nil
+}
+
+func (f *found) subscribe(c buffer.Subscription) error {
+	var s embeddedbroker.Subscription
+	if err := json.Unmarshal(c.Data, &s); err != nil {
+		return fmt.Errorf("subscription %q of %q: %w", c.Filter, c.Client, err)
+	}
+	f.subs = append(f.subs, s)
+	return nil
+}
+
+// retainedNotes is what of a retained message is neither topic nor payload.
+type retainedNotes struct {
+	QoS     byte                `json:"q"`
+	Kind    embeddedbroker.Kind `json:"k,omitempty"`
+	Expires int64               `json:"e,omitempty"` // ms UTC
+	Wall    int64               `json:"w,omitempty"`
+	From    string              `json:"f,omitempty"`
+	Props   []byte              `json:"p,omitempty"`
+}
+
+func encodeRetained(m *embeddedbroker.Message) buffer.Retained {
+	if len(m.Payload) == 0 {
+		return buffer.Retained{Topic: m.Topic, Gone: true}
+	}
+	return buffer.Retained{Topic: m.Topic, Payload: m.Payload,
+		Data: encode(retainedNotes{QoS: m.QoS, Kind: m.Kind, Expires: millis(m.Expires), Wall: millis(m.Wall), From: m.From, Props: m.Props})}
+}
+
+func decodeRetained(r buffer.Retained) (*embeddedbroker.Message, error) {
+	var n retainedNotes
+	if err := json.Unmarshal(r.Data, &n); err != nil {
+		return nil, fmt.Errorf("retained %q: %w", r.Topic, err)
+	}
+	return &embeddedbroker.Message{Topic: r.Topic, Payload: r.Payload, QoS: n.QoS, Retain: true, Kind: n.Kind,
+		Expires: instant(n.Expires), Wall: instant(n.Wall), From: n.From, Props: n.Props}, nil
+}
+
+func millis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+func instant(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
+}

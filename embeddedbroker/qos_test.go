@@ -1,0 +1,446 @@
+package embeddedbroker
+
+import (
+	"testing"
+	"testing/synctest"
+
+	"busgate/embeddedbroker/packet"
+)
+
+func TestIDSpaces(t *testing.T) {
+	for _, v := range versions {
+		// The client's id 1 and ours are two things.
+		r := start(t, NewMemory())
+		c := r.connect(v, "c", persistent)
+		c.subscribe("in", 1)
+		r.connect(v, "pub").publish("in", "x", 1, 9)
+		m := c.receive("in", "x")
+		if m.PID != 1 {
+			t.Fatalf("id %d", m.PID)
+		}
+		c.publish("out", "y", 1, 1)
+		c.publish("out", "z", 2, 1)
+		c.close()
+		c = r.connect(v, "c", persistent)
+		if m = c.take("in", "x"); !m.Dup || m.PID != 1 {
+			t.Errorf("version %d: redelivered as %+v", v, m)
+		}
+		r.stop()
+	}
+}
+
+func TestResendOrder(t *testing.T) {
+	covers(t, "5", "MQTT-3.3.1-1", "MQTT-4.3.2-3", "MQTT-4.3.3-3", "MQTT-4.4.0-1", "MQTT-4.6.0-1")
+	covers(t, "311", "MQTT-3.3.1-1", "MQTT-4.4.0-1", "MQTT-4.6.0-1")
+	for _, v := range versions {
+		r := start(t, NewMemory())
+		c := r.connect(v, "c", persistent)
+		c.subscribe("t", 2)
+		p := r.connect(v, "pub")
+		for i := range 20 {
+			p.publish("t", n("", i), byte(1+i%2), uint16(i+1))
+		}
+		for i := range 20 {
+			c.receive("t", n("", i))
+		}
+		for range 2 {
+			c.close()
+			c = r.connect(v, "c", persistent)
+			for i := range 20 {
+				if m := c.receive("t", n("", i)); !m.Dup || m.PID != uint16(i+1) {
+					t.Fatalf("version %d message %d: dup %v id %d", v, i, m.Dup, m.PID)
+				}
+			}
+		}
+		c.ping()
+		c.silent()
+		r.stop()
+	}
+}
+
+func TestQos2Dup(t *testing.T) {
+	covers(t, "5", "MQTT-4.3.3-10", "MQTT-4.3.3-12")
+	covers(t, "311", "MQTT-4.3.3-2")
+	for _, v := range versions {
+		r := start(t, NewMemory())
+		s := r.connect(v, "sub")
+		s.subscribe("t", 2)
+		p := r.connect(v, "pub", persistent)
+		m := &packet.Publish{Topic: []byte("t"), QoS: 2, PID: 5, Payload: []byte("x")}
+		p.send(m)
+		p.acked(packet.PUBREC, 5)
+		p.close()
+		p = r.connect(v, "pub", persistent)
+		m.Dup = true
+		p.send(m)
+		p.acked(packet.PUBREC, 5)
+		p.send(&packet.Ack{Type: packet.PUBREL, PID: 5})
+		p.acked(packet.PUBCOMP, 5)
+		p.publish("t", "y", 2, 5)
+		s.take("t", "x")
+		s.take("t", "y")
+		r.stop()
+	}
+}
+
+func TestReleaseIsResentInsteadOfTheMessage(t *testing.T) {
+	covers(t, "5", "MQTT-4.3.3-5", "MQTT-4.3.3-6")
+	covers(t, "311", "MQTT-4.6.0-4")
+	for _, v := range versions {
+		store := NewMemory()
+		r := start(t, store)
+		c := r.connect(v, "c", persistent)
+		c.subscribe("t", 2)
+		p := r.connect(v, "pub")
+		p.publish("t", "1", 2, 1)
+		p.publish("t", "2", 2, 1)
+		m := c.receive("t", "1")
+		c.receive("t", "2")
+		c.send(&packet.Ack{Type: packet.PUBREC, PID: m.PID})
+		c.acked(packet.PUBREL, m.PID)
+		for restart := range 3 {
+			c.close()
+			if restart == 1 { // also after a restart of the process
+				r.stop()
+				r = start(t, store)
+			}
+			c = r.connect(v, "c", persistent)
+			c.acked(packet.PUBREL, m.PID)
+			if two := c.receive("t", "2"); !two.Dup || two.PID != 2 {
+				t.Errorf("version %d: %+v", v, two)
+			}
+		}
+		c.send(&packet.Ack{Type: packet.PUBCOMP, PID: m.PID})
+		c.close()
+		c = r.connect(v, "c", persistent)
+		c.take("t", "2")
+		c.ping()
+		c.silent()
+		r.stop()
+	}
+}
+
+// The mark of an inbound id is on disk before PUBREC: a client that did not get
+// that PUBREC repeats to the next process.
+func TestQos2DupOverARestart(t *testing.T) {
+	store := NewMemory()
+	r := start(t, store)
+	s := r.connect(packet.V311, "sub", persistent)
+	s.subscribe("t", 2)
+	p := r.connect(packet.V311, "pub", persistent)
+	m := &packet.Publish{Topic: []byte("t"), QoS: 2, PID: 5, Payload: []byte("x")}
+	p.send(m)
+	p.acked(packet.PUBREC, 5)
+	r.stop()
+	r = start(t, store)
+	p = r.connect(packet.V311, "pub", persistent)
+	m.Dup = true
+	p.send(m)
+	p.acked(packet.PUBREC, 5)
+	p.send(&packet.Ack{Type: packet.PUBREL, PID: 5})
+	p.acked(packet.PUBCOMP, 5)
+	r.stop()
+	r = start(t, store)
+	p = r.connect(packet.V311, "pub", persistent)
+	p.publish("t", "y", 2, 5) // and the mark went with PUBREL
+	s = r.connect(packet.V311, "sub", persistent)
+	s.take("t", "x")
+	s.take("t", "y")
+	s.ping()
+	s.silent()
+}
+
+func TestUnknownAcks(t *testing.T) {
+	r := start(t, NewMemory())
+	for _, v := range versions {
+		c := r.connect(v, "c")
+		c.send(&packet.Ack{Type: packet.PUBACK, PID: 9})
+		c.send(&packet.Ack{Type: packet.PUBCOMP, PID: 9})
+		c.send(&packet.Ack{Type: packet.PUBREC, PID: 9})
+		if a := c.acked(packet.PUBREL, 9); v == packet.V5 && a.Code != packet.PIDNotFound {
+			t.Errorf("PUBREL 0x%02X", a.Code)
+		}
+		c.send(&packet.Ack{Type: packet.PUBREL, PID: 9})
+		if a := c.acked(packet.PUBCOMP, 9); a.Code != 0 {
+			t.Errorf("PUBCOMP 0x%02X", a.Code)
+		}
+		c.close()
+	}
+	if n := r.b.Stats().UnknownAcks; n != 9 {
+		t.Errorf("counted %d", n)
+	}
+}
+
+func TestReceiveMaximum(t *testing.T) {
+	covers(t, "5", "MQTT-3.3.4-9", "MQTT-3.3.4-10", "MQTT-4.9.0-1", "MQTT-4.9.0-2", "MQTT-4.9.0-3")
+	r := start(t, NewMemory())
+	for _, open := range []option{clean, persistent} {
+		c := r.connect(packet.V5, "c", open, prop(packet.ReceiveMaximum, 5))
+		c.subscribe("t", 2)
+		p := r.connect(packet.V5, "pub")
+		for i := range 50 {
+			p.publish("t", n("", i), byte(1+i%2), uint16(i+1))
+		}
+		var held []*packet.Publish
+		for i := range 50 {
+			if len(held) == 5 {
+				c.ping()
+				c.silent() // the window is full
+				m := held[0]
+				held = held[1:]
+				c.complete(m)
+			}
+			held = append(held, c.receive("t", n("", i)))
+		}
+		p.publish("t", "0", 0, 0)
+		c.receive("t", "0") // QoS 0 passes a full window
+		c.close()
+		p.close()
+		r.b.DropSession("c")
+	}
+}
+
+func TestMaxInflightHoldsBack3x(t *testing.T) {
+	r := start(t, NewMemory())
+	c := r.connect(packet.V311, "c")
+	c.subscribe("t", 1)
+	p := r.connect(packet.V311, "pub")
+	for i := range 150 {
+		p.publish("t", n("", i), 1, uint16(i+1))
+	}
+	var first *packet.Publish
+	for i := range 100 {
+		if m := c.receive("t", n("", i)); i == 0 {
+			first = m
+		}
+	}
+	c.ping()
+	c.silent()
+	c.complete(first)
+	c.receive("t", "100")
+	c.ping()
+	c.silent()
+}
+
+func TestPacketIDsWrap(t *testing.T) {
+	r := start(t, NewMemory())
+	c := r.connect(packet.V311, "c", persistent)
+	c.subscribe("t", 1)
+	s := r.b.sessions["c"]
+	s.mu.Lock()
+	s.nextOrd = 65530
+	s.mu.Unlock()
+	p := r.connect(packet.V311, "pub")
+	want := uint16(65530)
+	var held []*packet.Publish
+	for i := range 12 {
+		p.publish("t", n("", i), 1, 1)
+		m := c.receive("t", n("", i))
+		if m.PID != want {
+			t.Fatalf("id %d, want %d", m.PID, want)
+		}
+		held = append(held, m)
+		if want++; want == 0 {
+			want = 1
+		}
+	}
+	for i := len(held) - 1; i >= 0; i-- { // in any order, over the wrap
+		c.complete(held[i])
+	}
+	c.ping()
+	if i := r.b.Clients(); i[0].Inflight != 0 || i[0].Queued != 0 {
+		t.Errorf("%+v", i[0])
+	}
+}
+
+func TestAcksInAnyOrderSurviveAReconnect(t *testing.T) {
+	store := NewMemory()
+	r := start(t, store)
+	c := r.connect(packet.V311, "c", persistent)
+	c.subscribe("t", 1)
+	p := r.connect(packet.V311, "pub")
+	for i := range 10 {
+		p.publish("t", n("", i), 1, 1)
+	}
+	var got []*packet.Publish
+	for i := range 10 {
+		got = append(got, c.receive("t", n("", i)))
+	}
+	for _, i := range []int{9, 1, 0, 5} {
+		c.complete(got[i])
+	}
+	c.ping()
+	c.close()
+	r.stop()
+	r = start(t, store)
+	c = r.connect(packet.V311, "c", persistent)
+	for _, i := range []int{2, 3, 4, 6, 7, 8} {
+		c.take("t", n("", i))
+	}
+	r.connect(packet.V311, "pub").publish("t", "new", 1, 1)
+	if m := c.take("t", "new"); m.Dup || m.PID <= 10 {
+		t.Errorf("%+v", m)
+	}
+	c.ping()
+	c.silent()
+}
+
+// BrickedSession: what was queued before a crash and what came after it have
+// packet ids that follow each other.
+func TestIDsGoOnAfterACrash(t *testing.T) {
+	store := NewMemory()
+	r := start(t, store)
+	c := r.connect(packet.V311, "c", persistent)
+	c.subscribe("t", 1)
+	c.send(&packet.Disconnect{})
+	c.ended()
+	p := r.connect(packet.V311, "pub")
+	const before, after = 3*ordReserve + 7, 50
+	for i := range before {
+		p.publish("t", n("", i), 1, 1)
+	}
+	r = start(t, store) // the first process never saved anything at its end
+	p = r.connect(packet.V311, "pub")
+	for i := range after {
+		p.publish("t", n("", before+i), 1, 1)
+	}
+	c = r.connect(packet.V311, "c", persistent)
+	last := uint16(0)
+	for i := range before + after {
+		m := c.take("t", n("", i))
+		if m.PID <= last || m.Dup {
+			t.Fatalf("message %d has id %d after %d, DUP %v", i, m.PID, last, m.Dup)
+		}
+		last = m.PID
+	}
+	c.ping()
+	if i := r.b.Clients()[0]; i.Inflight != 0 || i.Queued != 0 {
+		t.Errorf("%+v", i)
+	}
+}
+
+// A completed delivery settles nothing before it that was not read again yet.
+func TestCompletionAheadOfARepetition(t *testing.T) {
+	r := start(t, NewMemory())
+	c := r.connect(packet.V5, "c", persistent)
+	c.subscribe("t", 2)
+	p := r.connect(packet.V5, "pub")
+	p.publish("t", "one", 1, 1)
+	p.publish("t", "two", 2, 1)
+	c.receive("t", "one")
+	m := c.receive("t", "two")
+	c.send(&packet.Ack{Type: packet.PUBREC, PID: m.PID})
+	c.acked(packet.PUBREL, m.PID)
+	c.close()
+	c = r.connect(packet.V5, "c", persistent, prop(packet.ReceiveMaximum, 1))
+	c.acked(packet.PUBREL, m.PID)
+	c.send(&packet.Ack{Type: packet.PUBCOMP, PID: m.PID})
+	c.receive("t", "one")
+	c.ping()
+	c.close()
+	c = r.connect(packet.V5, "c", persistent)
+	c.take("t", "one")
+}
+
+func TestBehindSessionReadsFromTheStoreAndCatchesUp(t *testing.T) {
+	r := start(t, NewMemory())
+	c := r.connect(packet.V311, "c", persistent)
+	c.subscribe("t", 1)
+	p := r.connect(packet.V311, "pub")
+	for i := range 1000 {
+		p.publish("t", n("", i), 1, 1)
+	}
+	if q := r.b.sessions["c"].q.len(); q > ramMessages {
+		t.Errorf("%d messages in memory", q)
+	}
+	for i := range 1000 {
+		c.take("t", n("", i))
+	}
+	c.ping()
+	p.publish("t", "live", 1, 1)
+	c.take("t", "live")
+	c.ping()
+	s := r.b.sessions["c"]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.behind {
+		t.Error("still behind")
+	}
+}
+
+func TestOversizeForClient(t *testing.T) {
+	covers(t, "5", "MQTT-3.1.2-24", "MQTT-3.1.2-25")
+	r := start(t, NewMemory())
+	for _, open := range []option{clean, persistent} {
+		c := r.connect(packet.V5, "c", open, prop(packet.MaximumPacketSize, 40))
+		c.subscribe("t", 1)
+		p := r.connect(packet.V5, "pub")
+		p.publish("t", "0123456789012345678901234567890123456789", 1, 1)
+		p.publish("t", "small", 1, 2)
+		if m := c.take("t", "small"); m.PID != 2 {
+			t.Errorf("id %d: a skipped message keeps its own", m.PID)
+		}
+		p.publish("t", "0123456789012345678901234567890123456789", 1, 1)
+		c.ping()
+		if i := r.b.Clients()[0]; i.Inflight != 0 || i.Queued != 0 {
+			t.Errorf("%+v", i)
+		}
+		c.close()
+		p.close()
+		r.b.DropSession("c")
+	}
+}
+
+func TestStalledSubscriber(t *testing.T) {
+	const total = 2000
+	r := start(t, NewMemory())
+	c := r.connect(packet.V311, "c", persistent)
+	c.subscribe("t", 1)
+	c.mu.Lock()
+	c.hold = true
+	c.mu.Unlock()
+	zero := r.connect(packet.V311, "zero")
+	zero.subscribe("t", 0)
+	zero.mu.Lock()
+	zero.hold = true
+	zero.mu.Unlock()
+	p := r.connect(packet.V311, "pub")
+	payload := string(make([]byte, 512))
+	for i := range total {
+		p.publish("t", payload, 1, uint16(i+1)) // nobody makes it wait
+	}
+	c.mu.Lock()
+	c.hold = false
+	c.cond.Broadcast()
+	c.mu.Unlock()
+	for range total {
+		c.take("t", payload)
+	}
+	if s := r.b.Stats(); s.Dropped == 0 {
+		t.Errorf("QoS 0 for a client that does not read: %+v", s)
+	}
+}
+
+func TestVolatileClientFarBehindIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		c := r.connect(packet.V5, "c")
+		c.subscribe("t", 1)
+		l := r.b.Local("poller")
+		for range hardMessages + 200 {
+			l.Publish(&Message{Topic: "t", Payload: []byte("x"), QoS: 1, Kind: KindReading}, nil)
+		}
+		for {
+			p := c.next()
+			if d, ok := p.(*packet.Disconnect); ok {
+				if d.Code != packet.QuotaExceeded {
+					t.Errorf("code 0x%02X", d.Code)
+				}
+				break
+			}
+		}
+		if s := r.b.Stats(); s.SlowClosed != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}

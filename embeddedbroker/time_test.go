@@ -1,0 +1,389 @@
+package embeddedbroker
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"busgate/config"
+	"busgate/embeddedbroker/packet"
+)
+
+// nap lets virtual time pass and everything that is due happen.
+func nap(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestKeepAlive(t *testing.T) {
+	covers(t, "5", "MQTT-3.1.2-22", "MQTT-3.2.2-22", "MQTT-3.12.4-1")
+	covers(t, "311", "MQTT-3.1.2-24", "MQTT-3.12.4-1")
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		for _, v := range versions {
+			c := r.connect(v, "c", keep(10))
+			for range 5 {
+				nap(14 * time.Second)
+				c.ping()
+			}
+			began := time.Now()
+			if v == packet.V5 {
+				if d := expect[*packet.Disconnect](c); d.Code != packet.KeepAliveTimeout {
+					t.Errorf("code 0x%02X", d.Code)
+				}
+			}
+			c.ended()
+			if d := time.Since(began); d < 15*time.Second || d > 16500*time.Millisecond {
+				t.Errorf("version %d: closed after %v", v, d)
+			}
+		}
+	})
+}
+
+// 1.5 x 43691 overflows 16 bits to 0.
+func TestKeepAlive43691(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		c := r.connect(packet.V311, "c", keep(43691))
+		top := r.connect(packet.V311, "top", keep(65535))
+		forever := r.connect(packet.V311, "forever", keep(0))
+		nap(43691 * time.Second)
+		c.ping()
+		nap(24 * time.Hour)
+		c.ended()
+		nap(5 * time.Hour)
+		top.ended()
+		forever.ping()
+	})
+}
+
+func TestServerKeepAlive(t *testing.T) {
+	covers(t, "5", "MQTT-3.2.2-21")
+	covers(t, "311", "MQTT-3.1.3-9")
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory(), func(_ *config.Broker, o *Options) { o.MaxKeepAlive = 60 })
+		c := r.connect(packet.V5, "c", keep(120))
+		if v, ok := c.ack.Props.Uint(packet.ServerKeepAlive); !ok || v != 60 {
+			t.Errorf("server keep alive %d %v", v, ok)
+		}
+		old := r.dial(packet.V311)
+		old.send(&packet.Connect{Version: packet.V311, ClientID: "o", CleanStart: true, KeepAlive: 120})
+		if a := expect[*packet.Connack](old); a.Code != packet.Refused3ClientID {
+			t.Errorf("code %d", a.Code)
+		}
+		nap(92 * time.Second)
+		expect[*packet.Disconnect](c)
+	})
+}
+
+func TestConnectTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		c := r.dial(packet.V311)
+		began := time.Now()
+		c.raw(0x10, 0x20, 0, 4) // never goes on
+		c.ended()
+		if d := time.Since(began); d != connectTime {
+			t.Errorf("closed after %v", d)
+		}
+	})
+}
+
+func TestWillAtTheEndOfAConnection(t *testing.T) {
+	covers(t, "5", "MQTT-3.1.2-7", "MQTT-3.1.2-8", "MQTT-3.1.2-10", "MQTT-3.1.2-14", "MQTT-3.1.2-15", "MQTT-3.14.4-3")
+	covers(t, "311", "MQTT-3.1.2-8", "MQTT-3.1.2-10", "MQTT-3.1.2-12", "MQTT-3.1.2-16", "MQTT-3.1.2-17", "MQTT-3.14.4-3")
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		w := r.connect(packet.V5, "watch")
+		w.subscribe("will/#", 2)
+		for _, v := range versions {
+			c := r.connect(v, "c", will("will/a", "gone", 1, true))
+			c.send(&packet.Disconnect{})
+			c.ended()
+			synctest.Wait()
+			w.silent() // a DISCONNECT deletes the will
+
+			c = r.connect(v, "c", will("will/a", "gone", 1, true))
+			c.close()
+			if m := w.take("will/a", "gone"); m.QoS != 1 || m.Retain {
+				t.Errorf("version %d: %+v", v, m)
+			}
+			c = r.connect(v, "c", will("will/b", "", 0, false), keep(10))
+			nap(20 * time.Second)
+			w.take("will/b", "") // an empty payload is one
+			c.close()
+		}
+		late := r.connect(packet.V311, "late")
+		late.subscribe("will/a", 1)
+		if m := late.take("will/a", "gone"); !m.Retain {
+			t.Error("the retained will has no RETAIN")
+		}
+		c := r.connect(packet.V5, "c", will("will/c", "asked", 0, false))
+		c.send(&packet.Disconnect{Code: packet.DisconnectWithWill})
+		w.take("will/c", "asked")
+	})
+}
+
+func TestWillProperties(t *testing.T) {
+	covers(t, "5", "MQTT-3.1.3-10")
+	r := start(t, NewMemory())
+	w := r.connect(packet.V5, "watch")
+	w.subscribe("w", 1)
+	props := packet.Props{}.WithUint(packet.PayloadFormat, 1).WithUint(packet.MessageExpiry, 30).WithBytes(packet.ContentType, []byte("x/y")).
+		WithBytes(packet.ResponseTopic, []byte("r")).WithBytes(packet.CorrelationData, []byte{1, 2}).WithUser("a", "b").WithUser("a", "c")
+	c := r.connect(packet.V5, "c", will("w", "gone", 1, false), func(p *packet.Connect) { p.Will.Props = props.WithUint(packet.WillDelay, 0) })
+	c.close()
+	m := w.take("w", "gone")
+	if want := props.Without(packet.MessageExpiry); string(m.Props) != string(want) || !m.HasExpiry || m.Expiry != 30 {
+		t.Errorf("got % x expiry %d, want % x", m.Props, m.Expiry, want)
+	}
+}
+
+func TestWillDelay(t *testing.T) {
+	covers(t, "5", "MQTT-3.1.3-9")
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		w := r.connect(packet.V5, "watch")
+		w.subscribe("w", 0)
+		delayed := func(seconds uint32) option {
+			return func(p *packet.Connect) {
+				p.Will = &packet.Will{Topic: "w", Payload: []byte("gone"), Props: packet.Props{}.WithUint(packet.WillDelay, seconds)}
+			}
+		}
+		expiry := func(s uint32) option {
+			return func(p *packet.Connect) { p.CleanStart = false; p.Props = p.Props.WithUint(packet.SessionExpiry, s) }
+		}
+		wait := func(what string, want time.Duration) {
+			t.Helper()
+			began := time.Now()
+			m := w.receive("w", "gone")
+			if d := time.Since(began); d != want {
+				t.Errorf("%s: after %v, want %v", what, d, want)
+			}
+			if m.HasExpiry {
+				t.Errorf("%s: an expiry of %d was invented", what, m.Expiry)
+			}
+		}
+		r.connect(packet.V5, "c", expiry(100), delayed(30)).close()
+		wait("delay", 30*time.Second)
+		r.connect(packet.V5, "c", expiry(10), delayed(30)).close()
+		wait("the session ends first", 10*time.Second)
+		r.connect(packet.V5, "c", delayed(30)).close()
+		wait("the session ends with the connection", 0)
+
+		r.connect(packet.V5, "c", expiry(100), delayed(30)).close()
+		nap(20 * time.Second)
+		c := r.connect(packet.V5, "c", expiry(100))
+		nap(40 * time.Second)
+		w.silent() // the client came back
+		c.close()
+
+		r.connect(packet.V5, "c", expiry(100), delayed(30)).close()
+		nap(time.Second)
+		c = r.connect(packet.V5, "c") // a clean start ends the session
+		wait("clean start", 0)
+		c.close()
+	})
+}
+
+func TestWillAndTakeover(t *testing.T) {
+	covers(t, "5", "MQTT-3.1.4-3")
+	covers(t, "311", "MQTT-3.1.4-2")
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		w := r.connect(packet.V311, "watch")
+		w.subscribe("w", 0)
+		for _, v := range versions {
+			a := r.connect(v, "c", persistent, will("w", "gone", 0, false))
+			b := r.connect(v, "c", persistent, will("w", "gone", 0, false))
+			if v == packet.V5 {
+				if d := expect[*packet.Disconnect](a); d.Code != packet.TakenOver {
+					t.Errorf("code 0x%02X", d.Code)
+				}
+			}
+			a.ended()
+			synctest.Wait()
+			w.silent() // the session goes on
+			r.connect(v, "c")
+			w.receive("w", "gone") // the session ended
+			b.t.Log("taken over")
+			r.connect(v, "c", persistent, will("w", "gone", 0, false)) // a volatile one had no will
+			synctest.Wait()
+			w.silent()
+			r.b.DropSession("c")
+			w.receive("w", "gone")
+		}
+	})
+}
+
+func TestWillAfterACrashAndAfterACleanStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := NewMemory()
+		r := start(t, store)
+		l := r.b.Local("x")
+		_ = l
+		c := r.connect(packet.V311, "c", persistent, will("w", "gone", 1, false))
+		c.ping()
+		crashed := start(t, store) // a second process on what the first one left on disk
+		w := crashed.connect(packet.V311, "watch")
+		w.subscribe("w", 1)
+		began := time.Now()
+		w.take("w", "gone")
+		if d := time.Since(began); d != crashGrace {
+			t.Errorf("after %v", d)
+		}
+		crashed.stop()
+		r.stop()
+
+		store = NewMemory()
+		r = start(t, store)
+		k := r.connect(packet.V311, "keeper", persistent)
+		k.subscribe("w", 1)
+		k.close()
+		synctest.Wait()
+		c = r.connect(packet.V311, "c", persistent, will("w", "gone", 1, false))
+		r.stop()
+		r = start(t, store)
+		r.connect(packet.V311, "keeper", persistent).take("w", "gone")
+		nap(2 * crashGrace)
+	})
+}
+
+func TestSessionExpiry(t *testing.T) {
+	covers(t, "5", "MQTT-3.1.2-5", "MQTT-3.1.2-6", "MQTT-3.1.2-23", "MQTT-3.2.2-3", "MQTT-4.1.0-2")
+	covers(t, "311", "MQTT-3.2.2-3")
+	synctest.Test(t, func(t *testing.T) {
+		store := NewMemory()
+		r := start(t, store)
+		present := func(v byte) bool {
+			t.Helper()
+			c := r.connect(v, "c", persistent)
+			defer func() {
+				c.send(&packet.Disconnect{})
+				c.ended()
+				synctest.Wait()
+			}()
+			return c.ack.SessionPresent
+		}
+		if present(packet.V311) || !present(packet.V311) || present(packet.V31) {
+			t.Error("session present")
+		}
+		nap(7*24*time.Hour - time.Second)
+		if !present(packet.V311) {
+			t.Error("gone before session_expiry")
+		}
+		nap(7*24*time.Hour + time.Second)
+		if present(packet.V311) {
+			t.Error("there after session_expiry")
+		}
+		present(packet.V5)
+		nap(3599 * time.Second)
+		if !present(packet.V5) {
+			t.Error("gone before the interval")
+		}
+		nap(3601 * time.Second)
+		if present(packet.V5) {
+			t.Error("there after the interval")
+		}
+		if n := r.b.Stats().SessionsExpired; n != 2 {
+			t.Errorf("%d expired", n)
+		}
+		// The rest of the time counts over a restart.
+		nap(3000 * time.Second)
+		r.stop()
+		r = start(t, store)
+		nap(700 * time.Second)
+		if present(packet.V5) {
+			t.Error("there after the interval and a restart")
+		}
+	})
+}
+
+func TestDisconnectChangesTheExpiry(t *testing.T) {
+	covers(t, "5", "MQTT-3.14.2-2")
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		c := r.connect(packet.V5, "c", persistent)
+		c.send(&packet.Disconnect{Props: packet.Props{}.WithUint(packet.SessionExpiry, 5)})
+		c.ended()
+		nap(6 * time.Second)
+		if c = r.connect(packet.V5, "c", persistent); c.ack.SessionPresent {
+			t.Error("session is there")
+		}
+		c.close()
+		c = r.connect(packet.V5, "d")
+		c.send(&packet.Disconnect{Props: packet.Props{}.WithUint(packet.SessionExpiry, 5)})
+		if d := expect[*packet.Disconnect](c); d.Code != packet.ProtocolError {
+			t.Errorf("0 to 5: code 0x%02X", d.Code)
+		}
+	})
+}
+
+func TestMessageExpiry(t *testing.T) {
+	covers(t, "5", "MQTT-3.3.2-5", "MQTT-3.3.2-6")
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		c := r.connect(packet.V5, "c", persistent)
+		c.subscribe("t", 1)
+		c.close()
+		synctest.Wait()
+		p := r.connect(packet.V5, "pub")
+		send := func(payload string, expiry uint32, retain bool) {
+			p.send(&packet.Publish{Topic: []byte("t"), QoS: 1, PID: 1, Payload: []byte(payload), HasExpiry: expiry > 0, Expiry: expiry, Retain: retain})
+			p.acked(packet.PUBACK, 1)
+		}
+		send("short", 5, false)
+		send("long", 100, false)
+		send("never", 0, false)
+		nap(10 * time.Second)
+		c = r.connect(packet.V5, "c", persistent)
+		if m := c.take("t", "long"); m.Expiry != 90 || m.PID != 2 {
+			t.Errorf("%+v", m)
+		}
+		if m := c.take("t", "never"); m.HasExpiry { // NoInventedExpiry
+			t.Errorf("%+v", m)
+		}
+		c.ping()
+		c.silent()
+		send("kept", 20, true)
+		c.take("t", "kept")
+		nap(5 * time.Second)
+		d := r.connect(packet.V5, "d")
+		d.subscribe("t", 0)
+		if m := d.receive("t", "kept"); m.Expiry != 15 {
+			t.Errorf("%+v", m)
+		}
+		nap(20 * time.Second)
+		e := r.connect(packet.V5, "e")
+		e.subscribe("t", 0)
+		e.ping()
+		e.silent()
+	})
+}
+
+func TestSysIsPublishedWhenItChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory(), func(c *config.Broker, o *Options) { c.SysInterval = 10 * time.Second; o.Version = "1.2.3" })
+		nap(time.Second)
+		c := r.connect(packet.V311, "c")
+		c.subscribe("$SYS/broker/version", 0)
+		if m := c.receive("$SYS/broker/version", "busgate version 1.2.3"); !m.Retain {
+			t.Error("not retained")
+		}
+		c.subscribe("$SYS/broker/clients/connected", 0)
+		c.receive("$SYS/broker/clients/connected", "0")
+		nap(10 * time.Second)
+		c.receive("$SYS/broker/clients/connected", "1")
+		nap(20 * time.Second)
+		c.silent()
+		all := r.connect(packet.V311, "all")
+		all.subscribe("#", 0)
+		nap(20 * time.Second)
+		all.silent() // wildcards do not match $SYS
+		for _, name := range []string{"uptime", "messages/received", "load/bytes/sent/15min", "retained messages/count", "heap/maximum"} {
+			if len(r.b.Retained("$SYS/broker/"+name)) != 1 {
+				t.Errorf("no %s", name)
+			}
+		}
+	})
+}

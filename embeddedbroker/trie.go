@@ -1,0 +1,237 @@
+package embeddedbroker
+
+import (
+	"slices"
+	"strings"
+)
+
+// maxRoutes bounds the cache of matched topics; when it is full it starts anew.
+const maxRoutes = 4096
+
+// sub is one subscription in the trie. Exactly one of sess, local and up is set.
+type sub struct {
+	Subscription
+	filter string // what is matched: without $share/NAME
+	sess   *session
+	local  *localSub
+	up     *uplink
+	group  *shareGroup
+
+	node *node // where it hangs
+	pos  int   // its index there
+}
+
+// shareGroup are the subscriptions of one $share/NAME/filter.
+type shareGroup struct {
+	key     string
+	members []*sub
+	next    int
+	node    *node
+}
+
+// node is one level of the trie.
+type node struct {
+	parent *node
+	level  string
+	kids   map[string]*node
+	subs   []*sub
+	groups []*shareGroup
+}
+
+// trie finds the subscriptions of a topic. It belongs to core.mu.
+type trie struct {
+	root    node
+	groups  map[string]*shareGroup
+	count   int
+	shared  int
+	routes  map[string]*route
+	mayRead func(s *session, topic string) bool // judged once per route
+}
+
+// route is everything that wants one topic. It is immutable and valid until a
+// subscription changes.
+type route struct {
+	topic    string
+	sessions []wish
+	locals   []*localSub
+	uplinks  []*uplink
+	groups   []*shareGroup
+}
+
+// wish is what one session wants of a topic: one copy, however many of its
+// subscriptions match.
+type wish struct {
+	sess *session
+	all  grant // of everybody else's messages
+	own  grant // of its own: without the subscriptions that say no-local
+}
+
+// grant is the union of subscriptions.
+type grant struct {
+	ok     bool
+	qos    byte
+	asPub  bool
+	subIDs []uint32
+}
+
+func (g *grant) add(s *sub) {
+	g.ok = true
+	g.qos = max(g.qos, s.QoS)
+	g.asPub = g.asPub || s.RetainAsPublished
+	if s.ID != 0 {
+		g.subIDs = append(g.subIDs, s.ID)
+	}
+}
+
+func newTrie(mayRead func(*session, string) bool) *trie {
+	return &trie{groups: map[string]*shareGroup{}, routes: map[string]*route{}, mayRead: mayRead}
+}
+
+// add hangs s up. The caller took an older one of the same holder away.
+func (t *trie) add(s *sub) {
+	n := &t.root
+	for level := range strings.SplitSeq(s.filter, "/") {
+		kid := n.kids[level]
+		if kid == nil {
+			if n.kids == nil {
+				n.kids = map[string]*node{}
+			}
+			level = strings.Clone(level)
+			kid = &node{parent: n, level: level}
+			n.kids[level] = kid
+		}
+		n = kid
+	}
+	s.node = n
+	t.count++
+	clear(t.routes)
+	if !strings.HasPrefix(s.Filter, "$share/") || s.sess == nil {
+		s.pos = len(n.subs)
+		n.subs = append(n.subs, s)
+		return
+	}
+	g := t.groups[s.Filter]
+	if g == nil {
+		g = &shareGroup{key: s.Filter, node: n}
+		t.groups[s.Filter] = g
+		n.groups = append(n.groups, g)
+	}
+	s.group = g
+	g.members = append(g.members, s)
+	t.shared++
+}
+
+// remove takes s down.
+func (t *trie) remove(s *sub) {
+	n := s.node
+	if n == nil {
+		return
+	}
+	s.node = nil
+	t.count--
+	clear(t.routes)
+	if g := s.group; g != nil {
+		t.shared--
+		g.members = slices.DeleteFunc(g.members, func(m *sub) bool { return m == s })
+		if len(g.members) == 0 {
+			delete(t.groups, g.key)
+			n.groups = slices.DeleteFunc(n.groups, func(x *shareGroup) bool { return x == g })
+		}
+	} else {
+		last := n.subs[len(n.subs)-1]
+		n.subs[s.pos] = last
+		last.pos = s.pos
+		n.subs[len(n.subs)-1] = nil
+		n.subs = n.subs[:len(n.subs)-1]
+	}
+	for n.parent != nil && len(n.kids) == 0 && len(n.subs) == 0 && len(n.groups) == 0 {
+		delete(n.parent.kids, n.level)
+		n = n.parent
+	}
+}
+
+// route finds who wants topic.
+func (t *trie) route(topic string) *route {
+	if r := t.routes[topic]; r != nil {
+		return r
+	}
+	r := &route{topic: topic}
+	w := walk{r: r, seen: map[*session]int{}, mayRead: t.mayRead}
+	w.down(&t.root, topic, true)
+	if len(t.routes) >= maxRoutes {
+		clear(t.routes)
+	}
+	t.routes[topic] = r
+	return r
+}
+
+// walk gathers one route.
+type walk struct {
+	r       *route
+	seen    map[*session]int // index in r.sessions, -1 = may not read it
+	mayRead func(*session, string) bool
+}
+
+func (w *walk) down(n *node, topic string, first bool) {
+	level, rest, more := strings.Cut(topic, "/")
+	if !first || !strings.HasPrefix(topic, "$") { // [MQTT-4.7.2-1]
+		if k := n.kids["#"]; k != nil {
+			w.take(k)
+		}
+		if k := n.kids["+"]; k != nil {
+			w.step(k, rest, more)
+		}
+	}
+	if k := n.kids[level]; k != nil && level != "#" && level != "+" {
+		w.step(k, rest, more)
+	}
+}
+
+func (w *walk) step(n *node, rest string, more bool) {
+	if more {
+		w.down(n, rest, false)
+		return
+	}
+	w.take(n)
+	if k := n.kids["#"]; k != nil { // a/# matches a
+		w.take(k)
+	}
+}
+
+func (w *walk) take(n *node) {
+	for _, s := range n.subs {
+		switch {
+		case s.local != nil:
+			w.r.locals = append(w.r.locals, s.local)
+		case s.up != nil:
+			if !slices.Contains(w.r.uplinks, s.up) {
+				w.r.uplinks = append(w.r.uplinks, s.up)
+			}
+		default:
+			i, ok := w.seen[s.sess]
+			if !ok {
+				i = w.meet(s.sess)
+			}
+			if i < 0 {
+				continue
+			}
+			v := &w.r.sessions[i]
+			v.all.add(s)
+			if !s.NoLocal { // [MQTT-3.8.3-3]
+				v.own.add(s)
+			}
+		}
+	}
+	w.r.groups = append(w.r.groups, n.groups...)
+}
+
+// meet opens the wish of a session that may read the topic.
+func (w *walk) meet(s *session) int {
+	i := -1
+	if w.mayRead(s, w.r.topic) {
+		i = len(w.r.sessions)
+		w.r.sessions = append(w.r.sessions, wish{sess: s})
+	}
+	w.seen[s] = i
+	return i
+}

@@ -1,0 +1,440 @@
+package embeddedbroker
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"busgate/config"
+	"busgate/embeddedbroker/packet"
+)
+
+func TestAnnounce(t *testing.T) {
+	covers(t, "5", "MQTT-3.1.2-28", "MQTT-3.1.3-7", "MQTT-3.2.2-8", "MQTT-4.12.0-6")
+	r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.Retain = false; c.SessionExpiry = time.Hour })
+	c := r.connect(packet.V5, "", prop(packet.SessionExpiry, 0xFFFFFFFF), func(p *packet.Connect) { p.CleanStart = false })
+	want := map[byte]uint32{packet.RetainAvailable: 0, packet.MaximumPacketSize: 1 << 20, packet.ReceiveMaximum: receiveMax,
+		packet.TopicAliasMaximum: inboundAlias, packet.SessionExpiry: 3600}
+	for id, v := range want {
+		if got, ok := c.ack.Props.Uint(id); !ok || got != v {
+			t.Errorf("property 0x%02X: %d %v, want %d", id, got, ok, v)
+		}
+	}
+	if id, _ := c.ack.Props.Bytes(packet.AssignedClientID); !strings.HasPrefix(string(id), "auto-") {
+		t.Errorf("assigned client id %q", id)
+	}
+	d := r.connect(packet.V5, "named", prop(packet.SessionExpiry, 10))
+	if d.ack.Props.Has(packet.AssignedClientID) || d.ack.Props.Has(packet.SessionExpiry) {
+		t.Error("what the client asked for is announced")
+	}
+}
+
+func TestEmptyClientID(t *testing.T) {
+	covers(t, "5", "MQTT-3.1.3-6", "MQTT-3.2.2-16")
+	covers(t, "311", "MQTT-3.1.3-6", "MQTT-3.1.3-7", "MQTT-3.1.3-8", "MQTT-3.2.2-5")
+	r := start(t, NewMemory())
+	for _, x := range []struct {
+		version byte
+		clean   bool
+		code    byte
+	}{{packet.V31, true, 2}, {packet.V311, false, 2}, {packet.V311, true, 0}, {packet.V5, false, 0}} {
+		c := r.dial(x.version)
+		c.send(&packet.Connect{Version: x.version, CleanStart: x.clean})
+		if a := expect[*packet.Connack](c); a.Code != x.code {
+			t.Errorf("version %d clean %v: code %d, want %d", x.version, x.clean, a.Code, x.code)
+		}
+		if x.code != 0 {
+			c.ended()
+		}
+	}
+}
+
+func TestPropertiesTravelUnchanged(t *testing.T) {
+	covers(t, "5", "MQTT-3.1.2-29", "MQTT-3.3.2-4", "MQTT-3.3.2-15", "MQTT-3.3.2-16", "MQTT-3.3.2-17", "MQTT-3.3.2-18",
+		"MQTT-3.3.2-20")
+	r := start(t, NewMemory())
+	props := packet.Props{}.WithUser("z", "1").WithUint(packet.PayloadFormat, 1).WithUser("a", "2").WithBytes(packet.ContentType, []byte("c")).
+		WithBytes(packet.ResponseTopic, []byte("r/t")).WithBytes(packet.CorrelationData, []byte{0, 255}).WithUser("z", "3")
+	p := r.connect(packet.V5, "pub")
+	for _, open := range []option{clean, persistent} {
+		c := r.connect(packet.V5, "c", open)
+		c.subscribe("t", 1)
+		if !c.ack.SessionPresent {
+			p.send(&packet.Publish{Topic: []byte("t"), QoS: 1, PID: 3, Props: props, Payload: []byte("x")})
+			if a := p.acked(packet.PUBACK, 3); len(a.Props) > 0 {
+				t.Errorf("PUBACK has % x", a.Props)
+			}
+		}
+		if m := c.take("t", "x"); !bytes.Equal(m.Props, props) {
+			t.Errorf("got % x, want % x", m.Props, props)
+		}
+		c.close()
+	}
+	old := r.connect(packet.V311, "old")
+	old.subscribe("t", 1)
+	p.send(&packet.Publish{Topic: []byte("t"), Props: props, Payload: []byte("x")})
+	old.receive("t", "x")
+}
+
+func TestOverlappingSubscriptionsGiveOneCopy(t *testing.T) {
+	covers(t, "5", "MQTT-3.3.4-2", "MQTT-3.3.4-3", "MQTT-3.3.4-4")
+	covers(t, "311", "MQTT-3.3.5-1")
+	r := start(t, NewMemory())
+	c := r.connect(packet.V5, "c")
+	sub := func(filter string, qos byte, id uint32, rap bool) {
+		c.subscribeWith(packet.Props{}.WithUint(packet.SubscriptionID, id), packet.Filter{Filter: filter, QoS: qos, RetainAsPublished: rap})
+	}
+	sub("a/#", 0, 7, false)
+	sub("a/+", 2, 300, true)
+	sub("b/#", 1, 9, false)
+	p := r.connect(packet.V5, "pub")
+	p.send(&packet.Publish{Topic: []byte("a/b"), QoS: 1, PID: 1, Retain: true, Payload: []byte("x")})
+	p.acked(packet.PUBACK, 1)
+	m := c.take("a/b", "x")
+	slices.Sort(m.SubIDs)
+	if m.QoS != 1 || !m.Retain || !slices.Equal(m.SubIDs, []uint32{7, 300}) {
+		t.Errorf("%+v", m)
+	}
+	c.ping()
+	c.silent()
+	sub("a/b", 1, 11, false) // the retained one, for this subscription alone
+	if m := c.take("a/b", "x"); !m.Retain || !slices.Equal(m.SubIDs, []uint32{11}) {
+		t.Errorf("%+v", m)
+	}
+}
+
+func TestNoLocalAndRetainAsPublished(t *testing.T) {
+	covers(t, "5", "MQTT-3.3.1-12", "MQTT-3.3.1-13", "MQTT-3.8.3-3")
+	covers(t, "311", "MQTT-3.3.1-9")
+	r := start(t, NewMemory())
+	c := r.connect(packet.V5, "c")
+	c.subscribeWith(nil, packet.Filter{Filter: "t", QoS: 1, NoLocal: true}, packet.Filter{Filter: "u", QoS: 0, NoLocal: true})
+	c.subscribe("u/#", 1)
+	other := r.connect(packet.V5, "other")
+	other.subscribeWith(nil, packet.Filter{Filter: "#", QoS: 0, RetainAsPublished: true})
+	plain := r.connect(packet.V311, "plain")
+	plain.subscribe("#", 0)
+	c.publish("t", "own", 0, 0)
+	c.publish("u", "both", 0, 0)
+	c.receive("u", "both") // the subscription without no-local still wants it
+	c.send(&packet.Publish{Topic: []byte("k"), Retain: true, Payload: []byte("kept")})
+	c.ping()
+	for _, w := range []struct{ topic, payload string }{{"t", "own"}, {"u", "both"}, {"k", "kept"}} {
+		if m := other.receive(w.topic, w.payload); m.Retain != (w.topic == "k") {
+			t.Errorf("%s: RETAIN %v to one that asked for it", w.topic, m.Retain)
+		}
+		if m := plain.receive(w.topic, w.payload); m.Retain {
+			t.Errorf("%s: RETAIN to an established subscription", w.topic)
+		}
+	}
+	other.send(&packet.Publish{Topic: []byte("t"), QoS: 1, PID: 1, Payload: []byte("foreign")})
+	other.find(packet.PUBACK, 1)
+	c.take("t", "foreign")
+}
+
+func TestRetainHandling(t *testing.T) {
+	covers(t, "5", "MQTT-3.3.1-9", "MQTT-3.3.1-10", "MQTT-3.3.1-11", "MQTT-3.8.4-4", "MQTT-3.10.4-1", "MQTT-3.11.3-1",
+		"MQTT-3.11.3-2")
+	r := start(t, NewMemory())
+	p := r.connect(packet.V5, "pub")
+	for _, topic := range []string{"r/b", "r/a", "r"} {
+		p.send(&packet.Publish{Topic: []byte(topic), Retain: true, QoS: 1, PID: 1, Payload: []byte(topic)})
+		p.acked(packet.PUBACK, 1)
+	}
+	c := r.connect(packet.V5, "c")
+	ask := func(handling byte) {
+		c.subscribeWith(nil, packet.Filter{Filter: "r/#", QoS: 0, RetainHandling: handling})
+	}
+	all := func() {
+		t.Helper()
+		for _, topic := range []string{"r", "r/a", "r/b"} { // ParentLevel, in topic order
+			if m := c.receive(topic, topic); !m.Retain || m.QoS != 0 {
+				t.Errorf("%+v", m)
+			}
+		}
+	}
+	none := func() {
+		t.Helper()
+		c.ping()
+		c.silent()
+	}
+	ask(2)
+	none()
+	ask(1) // not new
+	none()
+	ask(0)
+	all()
+	c.send(&packet.Unsubscribe{PID: 9, Filters: []string{"r/#", "never"}})
+	if a := expect[*packet.Unsuback](c); !bytes.Equal(a.Codes, []byte{0, packet.NoSubscription}) {
+		t.Errorf("codes % x", a.Codes)
+	}
+	ask(1)
+	all()
+	p.send(&packet.Publish{Topic: []byte("r/a"), Retain: true})
+	c.receive("r/a", "")
+	c.subscribeWith(nil, packet.Filter{Filter: "r/a"})
+	none()
+}
+
+func TestRetainFlagNewSub(t *testing.T) {
+	covers(t, "5", "MQTT-3.3.1-5")
+	covers(t, "311", "MQTT-3.3.1-5", "MQTT-3.3.1-6", "MQTT-3.3.1-8", "MQTT-3.8.4-3")
+	store := NewMemory()
+	r := start(t, store)
+	p := r.connect(packet.V311, "pub")
+	p.send(&packet.Publish{Topic: []byte("r"), Retain: true, QoS: 2, PID: 1, Payload: []byte("x")})
+	p.acked(packet.PUBREC, 1)
+	for range 2 {
+		for _, v := range versions {
+			for i, open := range []option{clean, persistent} {
+				c := r.connect(v, "c", open)
+				c.subscribe("r", 1)
+				if m := c.take("r", "x"); !m.Retain || m.QoS != 1 {
+					t.Errorf("version %d %d: %+v", v, i, m)
+				}
+				c.ping()
+				c.close()
+				r.b.DropSession("c")
+			}
+		}
+		r.stop()
+		r = start(t, store) // a retained message of a client is on disk
+	}
+}
+
+func TestTopicAlias(t *testing.T) {
+	covers(t, "5", "MQTT-3.1.2-26", "MQTT-3.1.2-27", "MQTT-3.3.2-11", "MQTT-3.3.2-12")
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		c := r.connect(packet.V5, "c", prop(packet.TopicAliasMaximum, 2))
+		c.subscribe("#", 0)
+		p := r.connect(packet.V5, "pub")
+		p.send(&packet.Publish{Topic: []byte("a"), HasAlias: true, Alias: 1, Payload: []byte("1")})
+		p.send(&packet.Publish{HasAlias: true, Alias: 1, Payload: []byte("2")})
+		p.send(&packet.Publish{Topic: []byte("b"), HasAlias: true, Alias: 1, Payload: []byte("3")})
+		p.send(&packet.Publish{HasAlias: true, Alias: 1, Payload: []byte("4")})
+		p.publish("c", "5", 0, 0)
+		p.publish("c", "6", 0, 0)
+		for _, w := range []struct {
+			topic, payload string
+			alias          uint16
+		}{{"a", "1", 1}, {"", "2", 1}, {"b", "3", 2}, {"", "4", 2}, {"c", "5", 0}, {"c", "6", 0}} {
+			if m := c.receive(w.topic, w.payload); m.Alias != w.alias {
+				t.Errorf("%+v: alias %d", w, m.Alias)
+			}
+		}
+		none := r.connect(packet.V5, "none")
+		none.subscribe("#", 0)
+		p.publish("c", "7", 0, 0)
+		if m := none.receive("c", "7"); m.HasAlias {
+			t.Error("an alias for a client that takes none")
+		}
+	})
+}
+
+// rejected connects, sends one packet and wants DISCONNECT with the code.
+func rejected(t *testing.T, r *rig, what string, code byte, p ...packet.Packet) {
+	t.Helper()
+	c := r.connect(packet.V5, "bad")
+	for _, x := range p {
+		c.try(x)
+	}
+	for {
+		d, ok := c.next().(*packet.Disconnect)
+		if ok {
+			if d.Code != code {
+				t.Errorf("%s: DISCONNECT 0x%02X, want 0x%02X", what, d.Code, code)
+			}
+			break
+		}
+	}
+	c.ended()
+}
+
+func TestProtocolErrors(t *testing.T) {
+	covers(t, "5", "MQTT-3.1.0-2", "MQTT-3.3.2-8", "MQTT-3.3.2-9", "MQTT-3.2.2-14", "MQTT-3.2.2-15", "MQTT-3.2.2-17",
+		"MQTT-3.3.4-6", "MQTT-3.3.4-7", "MQTT-3.8.3-4", "MQTT-3.14.4-2", "MQTT-4.8.2-1", "MQTT-4.8.2-2", "MQTT-4.12.0-7",
+		"MQTT-4.13.1-1", "MQTT-4.13.2-1", "MQTT-3.3.2-7")
+	r := start(t, NewMemory())
+	alias := func(topic string, a uint16) packet.Packet {
+		return &packet.Publish{Topic: []byte(topic), HasAlias: true, Alias: a, QoS: 1, PID: 1}
+	}
+	rejected(t, r, "UnknownAlias", packet.ProtocolError, alias("", 3))
+	rejected(t, r, "alias 0", packet.BadAlias, alias("t", 0))
+	rejected(t, r, "alias over the maximum", packet.BadAlias, alias("t", inboundAlias+1))
+	rejected(t, r, "second CONNECT", packet.ProtocolError, &packet.Connect{Version: packet.V5, ClientID: "x"})
+	rejected(t, r, "SUBACK from a client", packet.ProtocolError, &packet.Suback{PID: 1, Codes: []byte{0}})
+	rejected(t, r, "AUTH", packet.ProtocolError, &packet.Auth{Code: 0x18, Props: packet.Props{}.WithBytes(packet.AuthMethod, []byte("m"))})
+	rejected(t, r, "subscription id of a client", packet.ProtocolError, &packet.Publish{Topic: []byte("t"), SubIDs: []uint32{1}})
+	rejected(t, r, "RetainHandling3", packet.Malformed, &packet.Subscribe{PID: 1, Filters: []packet.Filter{{Filter: "t", RetainHandling: 3}}})
+	rejected(t, r, "no-local on a shared subscription", packet.ProtocolError, &packet.Subscribe{PID: 1, Filters: []packet.Filter{{Filter: "$share/g/t", NoLocal: true}}})
+	rejected(t, r, "malformed shared subscription", packet.ProtocolError, &packet.Subscribe{PID: 1, Filters: []packet.Filter{{Filter: "$share/g"}}})
+	rejected(t, r, "packet over max_packet", packet.TooLarge, &packet.Publish{Topic: []byte("t"), Payload: make([]byte, 1<<20)})
+	many := []packet.Packet{}
+	for i := range receiveMax + 1 {
+		many = append(many, &packet.Publish{Topic: []byte("t"), QoS: 2, PID: uint16(i + 1)})
+	}
+	rejected(t, r, "one over receive maximum", packet.ReceiveMaxExceeded, many...)
+	r.stop()
+
+	r = start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.Retain = false })
+	rejected(t, r, "retain when it is off", packet.RetainUnsupported, &packet.Publish{Topic: []byte("t"), Retain: true})
+}
+
+func TestConnectErrors(t *testing.T) {
+	covers(t, "5", "MQTT-3.1.0-1", "MQTT-3.1.2-1", "MQTT-3.1.2-2", "MQTT-3.1.4-1", "MQTT-3.2.2-7", "MQTT-3.14.0-1",
+		"MQTT-4.12.0-1")
+	covers(t, "311", "MQTT-3.1.0-1", "MQTT-3.1.2-1", "MQTT-3.1.2-2", "MQTT-3.1.2-3", "MQTT-3.1.4-1", "MQTT-3.2.2-6",
+		"MQTT-2.2.2-2")
+	r := start(t, NewMemory())
+	for _, x := range []struct {
+		name    string
+		version byte
+		raw     string
+		code    int // -1 = closed without a word
+	}{
+		{"level 6", packet.V5, "\x10\x0f\x00\x04MQTT\x06\x02\x00\x00\x00\x00\x02id", int(packet.BadVersion)},
+		{"level 2", packet.V311, "\x10\x0e\x00\x04MQTT\x02\x02\x00\x00\x00\x02id", 1},
+		{"wrong name", packet.V311, "\x10\x0e\x00\x04MQTX\x04\x02\x00\x00\x00\x02id", -1},
+		{"reserved bit in 5.0", packet.V5, "\x10\x0f\x00\x04MQTT\x05\x03\x00\x00\x00\x00\x02id", int(packet.Malformed)},
+		{"reserved bit in 3.1.1", packet.V311, "\x10\x0e\x00\x04MQTT\x04\x03\x00\x00\x00\x02id", -1},
+		{"authentication method", packet.V5, "\x10\x13\x00\x04MQTT\x05\x02\x00\x00\x04\x15\x00\x01m\x00\x02id", int(packet.BadAuthMethod)},
+		{"PUBLISH first", packet.V311, "\x30\x03\x00\x01t", -1},
+		{"PINGREQ first", packet.V5, "\xc0\x00", -1},
+		{"CONNECT of 256 MiB", packet.V311, "\x10\xff\xff\xff\x7f", -1},
+		{"PUBLISH of 256 MiB", packet.V311, "\x30\xff\xff\xff\x7f", -1},
+		{"length of five bytes", packet.V311, "\x10\x80\x80\x80\x80\x01", -1},
+	} {
+		c := r.dial(x.version)
+		c.raw([]byte(x.raw)...)
+		if x.code >= 0 {
+			if a := expect[*packet.Connack](c); int(a.Code) != x.code {
+				t.Errorf("%s: code 0x%02X, want 0x%02X", x.name, a.Code, x.code)
+			}
+		}
+		c.ended()
+	}
+}
+
+func TestSharedSubscription(t *testing.T) {
+	covers(t, "5", "MQTT-4.8.2-3")
+	synctest.Test(t, testSharedSubscription)
+}
+
+func testSharedSubscription(t *testing.T) {
+	r := start(t, NewMemory())
+	a, b, alone := r.connect(packet.V5, "a"), r.connect(packet.V311, "b"), r.connect(packet.V5, "alone")
+	a.subscribe("$share/g/t/#", 1)
+	b.subscribe("$share/g/t/#", 1)
+	alone.subscribe("t/#", 1)
+	p := r.connect(packet.V5, "pub")
+	for i := range 10 {
+		p.publish("t/x", n("", i), 1, uint16(i+1))
+		alone.take("t/x", n("", i))
+		c := a
+		if i%2 == 1 {
+			c = b
+		}
+		c.take("t/x", n("", i))
+		c.ping()
+	}
+	b.close()
+	synctest.Wait()
+	p.publish("t/x", "rest", 1, 1)
+	a.take("t/x", "rest")
+	p.send(&packet.Publish{Topic: []byte("t/r"), Retain: true, QoS: 1, PID: 2, Payload: []byte("r")})
+	p.acked(packet.PUBACK, 2)
+	a.take("t/r", "r")
+	c := r.connect(packet.V5, "c")
+	c.subscribe("$share/g/t/#", 1)
+	c.ping()
+	c.silent() // no retained messages for shared subscriptions
+}
+
+func TestSysPublish(t *testing.T) {
+	covers(t, "311", "MQTT-3.3.5-2")
+	reserved := func(_ *config.Broker, o *Options) {
+		o.Reserved = func(topic string) bool { return strings.HasSuffix(topic, "/state") }
+	}
+	r := start(t, NewMemory(), reserved)
+	w := r.connect(packet.V5, "w")
+	w.subscribe("#", 0)
+	w.subscribe("$SYS/#", 0)
+	for _, topic := range []string{"$SYS/broker/version", "$share/g/t", "busgate/x/y/state"} {
+		c := r.connect(packet.V5, "c")
+		c.send(&packet.Publish{Topic: []byte(topic), QoS: 1, PID: 1, Payload: []byte("x")})
+		if a := c.acked(packet.PUBACK, 1); a.Code != packet.NotAuthorized {
+			t.Errorf("%s: 0x%02X", topic, a.Code)
+		}
+		c.close()
+		c = r.connect(packet.V311, "c")
+		c.publish(topic, "x", 1, 1)
+		c.publish(topic, "x", 2, 2)
+		c.publish(topic, "x", 0, 0)
+		c.ping()
+		c.close()
+	}
+	w.ping()
+	w.silent()
+	if s := r.b.Stats(); s.RefusedReserved != 12 {
+		t.Errorf("counted %d", s.RefusedReserved)
+	}
+	c := r.connect(packet.V311, "c")
+	c.publish("$SYS/broker/connection/bridge1/state", "1", 1, 1)
+	w.receive("$SYS/broker/connection/bridge1/state", "1")
+}
+
+func TestBridgeBit(t *testing.T) {
+	r := start(t, NewMemory())
+	c := r.connect(packet.V311, "bridge", func(p *packet.Connect) { p.Bridge = true })
+	c.subscribe("t", 0)
+	c.publish("t", "own", 0, 0)
+	c.ping()
+	c.silent()
+	p := r.connect(packet.V311, "p")
+	p.send(&packet.Publish{Topic: []byte("t"), Retain: true, Payload: []byte("x")})
+	if m := c.receive("t", "x"); !m.Retain {
+		t.Error("RETAIN is cleared for a bridge")
+	}
+}
+
+func TestMessagesOfAMemberThatLeftGoToAnother(t *testing.T) {
+	covers(t, "5", "MQTT-4.8.2-5")
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		a := r.connect(packet.V5, "a", prop(packet.ReceiveMaximum, 2))
+		a.subscribe("$share/g/t", 2)
+		p := r.connect(packet.V5, "pub")
+		p.publish("t", "one", 1, 1)
+		p.publish("t", "two", 2, 2)
+		p.publish("t", "three", 2, 3)
+		a.receive("t", "one")
+		a.receive("t", "two")
+		b := r.connect(packet.V5, "b")
+		b.subscribe("$share/g/t", 2)
+		a.close()
+		b.take("t", "one")
+		b.take("t", "three")
+		b.ping()
+		b.silent() // "two" was begun at QoS 2
+	})
+}
+
+func TestPacketsTooLargeForTheClientAreNotSent(t *testing.T) {
+	r := start(t, NewMemory())
+	c := r.dial(packet.V5)
+	c.send(&packet.Connect{Version: packet.V5, ClientID: "c", CleanStart: true, Props: packet.Props{}.WithUint(packet.MaximumPacketSize, 4)})
+	c.ended()
+	c = r.connect(packet.V5, "c", prop(packet.MaximumPacketSize, 40))
+	many := &packet.Subscribe{PID: 1}
+	for range 50 {
+		many.Filters = append(many.Filters, packet.Filter{Filter: "t"})
+	}
+	c.send(many)
+	if d := expect[*packet.Disconnect](c); d.Code != packet.TooLarge {
+		t.Errorf("code 0x%02X", d.Code)
+	}
+}
