@@ -1,0 +1,84 @@
+package bridge
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"busgate/config"
+	"busgate/embeddedbroker"
+)
+
+// announced takes what was published on discovery topics: the object id, and an
+// empty word after it when it was taken back.
+func (f *fakeBroker) announced() (lines []string) {
+	for _, l := range f.take() {
+		topic, payload, _ := strings.Cut(l, " ")
+		if id, ok := strings.CutPrefix(topic, "homeassistant/device/busgate_plant-a_"); ok {
+			if payload == "" {
+				id += " gone"
+			}
+			lines = append(lines, strings.ReplaceAll(id, "/config", ""))
+		}
+	}
+	return lines
+}
+
+func TestDiscovery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := running()
+		o.Memory = newFakeMemory()
+		cfg := testConfig()
+		x := start(t, cfg, o)
+		wantLines(t, x.f.announced()) // it is off
+
+		on := same(cfg)
+		on.HomeAssistant = config.HomeAssistant{Discovery: true, Prefix: "homeassistant"}
+		if err := x.Update(on); err != nil {
+			t.Fatal(err)
+		}
+		wantLines(t, x.f.announced(), "gateway", "fans", "grid", "pumps")
+		m := x.f.retained["homeassistant/device/busgate_plant-a_grid/config"]
+		if m == nil || m.QoS != 1 || m.Kind != embeddedbroker.KindStatus {
+			t.Fatalf("announcement %+v", m)
+		}
+
+		// Home Assistant has started: all again. Any other word, or a retained one: nothing.
+		x.f.client("homeassistant/status", "online")
+		wantLines(t, x.f.announced(), "gateway", "fans", "grid", "pumps")
+		x.f.client("homeassistant/status", "offline")
+		x.f.deliver(&embeddedbroker.Message{Topic: "homeassistant/status", Payload: []byte("online"), Retain: true})
+		wantLines(t, x.f.announced())
+
+		// Only what is another is said.
+		next := same(on)
+		next.Devices["grid"].Label = "Main meter"
+		delete(next.Devices, "fans")
+		if err := x.Update(next); err != nil {
+			t.Fatal(err)
+		}
+		wantLines(t, x.f.announced(), "grid", "fans gone")
+		x.stop()
+		wantLines(t, x.f.announced()) // the entities stay, unavailable
+		x.f.client("homeassistant/status", "online")
+		wantLines(t, x.f.announced())
+		if n := x.f.subscriptions(); n != 0 {
+			t.Errorf("%d subscriptions left", n)
+		}
+
+		// A device removed while busgate was stopped leaves no ghost.
+		last := same(next)
+		delete(last.Devices, "pumps")
+		y := start(t, last, o)
+		wantLines(t, y.f.announced(), "gateway", "grid", "pumps gone")
+		off := same(last)
+		off.HomeAssistant.Discovery = false
+		if err := y.Update(off); err != nil {
+			t.Fatal(err)
+		}
+		wantLines(t, y.f.announced(), "gateway gone", "grid gone")
+		y.f.client("homeassistant/status", "online")
+		wantLines(t, y.f.announced())
+		y.stop()
+	})
+}
