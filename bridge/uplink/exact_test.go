@@ -1,0 +1,291 @@
+package uplink
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"busgate/bridge/uplink/cloudtest"
+	"busgate/config"
+	"busgate/embeddedbroker"
+)
+
+var full = flag.Bool("exact", false, "run the whole exactness suite: 20,000 messages, 50 faults, seeds 1 to 5")
+
+// trial is one run against the lossy cloud.
+type trial struct {
+	messages, faults, window int
+	seed                     uint64
+	qos                      byte
+	atPublish                bool
+	kind                     string // of the faults: kill, cut, kill+cut, wipe, hole, none
+	noR                      bool
+	ackDelay                 time.Duration
+	batch                    int // readings in a batch; 0 = as they are
+}
+
+func (tr trial) String() string {
+	method := "A"
+	if tr.atPublish {
+		method = "B"
+	}
+	return fmt.Sprintf("qos %d %s %s seed %d", tr.qos, method, tr.kind, tr.seed)
+}
+
+// saveEvery is how many acks the fake store may lose in a crash.
+const saveEvery = 50
+
+// fast are deadlines for a loopback that is cut on purpose all the time.
+var fast = timing{
+	connect: 5 * time.Second, ack: 300 * time.Millisecond, write: time.Second, ping: time.Second, release: time.Second,
+	settle: 20 * time.Millisecond, retry: 5 * time.Millisecond, tick: 20 * time.Millisecond,
+}
+
+// victim is a process of busgate that can be killed: its connections break, its
+// store hears nothing more.
+type victim struct {
+	link   *Link
+	st     *fakeStore
+	cancel context.CancelFunc
+	ended  chan struct{}
+	mu     sync.Mutex
+	conns  []net.Conn
+	dead   bool
+	facts  map[string][]byte // on disk
+}
+
+func launch(t *testing.T, tr trial, st *fakeStore, addr string, facts map[string][]byte) *victim {
+	v := &victim{st: st, ended: make(chan struct{}), facts: maps.Clone(facts)}
+	if v.facts == nil {
+		v.facts = map[string][]byte{}
+	}
+	cfg := &config.Uplink{
+		Name: "cloud", Addresses: []string{"mqtt://" + addr}, ClientID: "gw", QoS: tr.qos, Window: tr.window, KeepAlive: time.Minute,
+		Send: []string{"#"}, Will: true, Retain: true, Compress: "deflate", MaxRecords: tr.batch, MaxAge: 20 * time.Millisecond,
+	}
+	if tr.batch > 0 {
+		cfg.Encode = "json-batch"
+	}
+	l, err := New(cfg, &config.Gateway{Name: "gw", Topic: "busgate"}, nil, Options{
+		Usage: st.usage, Stream: 1,
+		Fact: func(k string) []byte { v.mu.Lock(); defer v.mu.Unlock(); return v.facts[k] },
+		Keep: func(k string, b []byte, then func(error)) {
+			time.AfterFunc(st.delay, func() {
+				v.mu.Lock()
+				dead := v.dead
+				if !dead {
+					v.facts[k] = b
+				}
+				v.mu.Unlock()
+				if !dead {
+					then(nil)
+				}
+			})
+		},
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			if v.dead {
+				return nil, net.ErrClosed
+			}
+			c, err := (&net.Dialer{}).DialContext(ctx, network, address)
+			if err == nil {
+				v.conns = append(v.conns, c)
+			}
+			return c, err
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.src, l.timing = st, fast
+	if tr.noR {
+		l.hook = func(h hook) { // what a client without R does: publish again what was taken over
+			for _, f := range l.s.flights {
+				if h == hookResume && f.step >= received && f.step <= released && f.payload != nil {
+					f.step = waiting
+				}
+			}
+		}
+	}
+	v.link = l
+	ctx, cancel := context.WithCancel(context.Background())
+	v.cancel = cancel
+	go func() { defer close(v.ended); _ = l.Run(ctx) }()
+	return v
+}
+
+// kill ends the process as SIGKILL does and returns the store that the next finds.
+func (v *victim) kill() *fakeStore {
+	v.mu.Lock()
+	v.dead = true
+	for _, c := range v.conns {
+		_ = c.(*net.TCPConn).SetLinger(0)
+		_ = c.Close()
+	}
+	next := v.st.kill()
+	v.mu.Unlock()
+	v.cancel()
+	<-v.ended
+	return next
+}
+
+// result is what a trial showed.
+type result struct {
+	lost, twice, reordered int
+	packets                int // that carried messages
+	violations             []string
+}
+
+func (tr trial) run(t *testing.T) result {
+	cloud, err := cloudtest.Listen(cloudtest.Options{AckDelay: tr.ackDelay, AtPublish: tr.atPublish})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cloud.Close()
+	rnd := rand.New(rand.NewPCG(tr.seed, 0))
+	st := newFakeStore(65535-uint64(tr.messages)/2, tr.window*max(1, tr.batch)) // the packet ids wrap in the middle
+	st.every, st.delay = saveEvery, 500*time.Microsecond
+	for i := range tr.messages {
+		if tr.batch > 0 {
+			st.put("busgate/gw/m/state", fmt.Appendf(nil, `{"ts":"x","i":%d}`, i), embeddedbroker.KindReading)
+		} else {
+			st.put("t", fmt.Appendf(nil, "%d", i), embeddedbroker.KindLAN)
+		}
+	}
+	v := launch(t, tr, st, cloud.Addr(), nil)
+	at := faultPoints(rnd, tr)
+	for _, n := range at {
+		await(t, cloud, n)
+		kind := tr.kind
+		if kind == "kill+cut" {
+			kind = []string{"kill", "cut"}[rnd.IntN(2)]
+		}
+		switch kind {
+		case "cut":
+			cloud.Cut()
+		case "wipe":
+			cloud.Wipe()
+		case "hole":
+			cloud.Hole(400 * time.Millisecond)
+		case "kill":
+			st = v.kill()
+			v = launch(t, tr, st, cloud.Addr(), v.facts)
+		}
+	}
+	v.st.drained(t.Context())
+	v.cancel()
+	<-v.ended
+	var ledger []string
+	packets := 0
+	for _, d := range cloud.Ledger() {
+		switch d.Topic {
+		case "t":
+			packets++
+			ledger = append(ledger, string(d.Payload))
+		case "busgate/gw/gateway/history":
+			packets++
+			var u unpacked
+			if err := json.Unmarshal(inflate(t, d.Payload), &u); err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range u.D["m"] {
+				ledger = append(ledger, fmt.Sprint(e.N-1))
+			}
+		}
+	}
+	lost, twice, reordered := tally(tr.messages, ledger)
+	if len(v.st.twice) > 0 {
+		t.Errorf("%v: acked wrongly: %v", tr, v.st.twice)
+	}
+	return result{lost, twice, reordered, packets, cloud.Violations()}
+}
+
+// faultPoints are numbers of packets at which a fault comes: acknowledged or
+// not, between any two.
+func faultPoints(rnd *rand.Rand, tr trial) []int {
+	all := tr.messages
+	if tr.qos == 2 {
+		all *= 2
+	}
+	all /= max(1, tr.batch)
+	var at []int
+	for range tr.faults {
+		at = append(at, rnd.IntN(all*9/10))
+	}
+	slices.Sort(at)
+	return at
+}
+
+// await waits until the cloud has taken n packets.
+func await(t *testing.T, cloud *cloudtest.Broker, n int) {
+	for {
+		k, more := cloud.Packets()
+		if k >= n {
+			return
+		}
+		select {
+		case <-more:
+		case <-t.Context().Done():
+			t.Fatal("not finished")
+		}
+	}
+}
+
+func TestExactThroughALossyCloud(t *testing.T) {
+	messages, faults, seeds := 2000, 10, []uint64{1}
+	kinds := []string{"kill+cut", "wipe"}
+	if *full {
+		messages, faults, seeds = 20000, 50, []uint64{1, 2, 3, 4, 5}
+		kinds = []string{"kill", "cut", "kill+cut", "wipe", "hole", "none"}
+	}
+	for _, kind := range kinds {
+		for _, c := range []struct {
+			qos       byte
+			atPublish bool
+		}{{1, false}, {2, false}, {2, true}} {
+			for _, seed := range seeds {
+				tr := trial{messages: messages, faults: faults, window: 100, seed: seed, qos: c.qos, atPublish: c.atPublish, kind: kind, ackDelay: 20 * time.Millisecond}
+				t.Run(tr.String(), func(t *testing.T) {
+					t.Parallel()
+					r := tr.run(t)
+					t.Logf("%v: lost %d, twice %d, reordered %d", tr, r.lost, r.twice, r.reordered)
+					if r.lost != 0 || r.reordered != 0 || len(r.violations) > 0 {
+						t.Errorf("lost %d, reordered %d, violations %q", r.lost, r.reordered, r.violations)
+					}
+					most := tr.faults * (tr.window + saveEvery) // acks that were not saved come again, too
+					if tr.qos == 2 && kind != "wipe" {
+						most = 0
+					}
+					if r.twice > most {
+						t.Errorf("%d twice, at most %d are allowed", r.twice, most)
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestExactnessSuiteNoticesAMissingR(t *testing.T) {
+	tr := trial{messages: 2000, faults: 10, window: 100, seed: 1, qos: 2, atPublish: true, kind: "cut", noR: true, ackDelay: 20 * time.Millisecond}
+	if r := tr.run(t); r.twice == 0 && len(r.violations) == 0 {
+		t.Error("nothing twice without R: the suite proves nothing")
+	} else {
+		t.Logf("without R: %d twice, violations %q", r.twice, r.violations)
+	}
+}
+
+func TestQoS0IsNeverTwice(t *testing.T) {
+	tr := trial{messages: 2000, faults: 5, window: 100, seed: 1, qos: 0, kind: "cut"}
+	if r := tr.run(t); r.twice > 0 || r.reordered > 0 {
+		t.Errorf("%d twice, %d reordered", r.twice, r.reordered)
+	}
+}
