@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"busgate/bridge"
+	"busgate/buffer"
+	"busgate/config"
+	"busgate/config/report"
+	"busgate/devices"
+	"busgate/devices/modbus"
+	"busgate/devices/uart"
+	"busgate/embeddedbroker"
+	"busgate/embeddedbroker/durable"
+)
+
+// How long each part may take to stop.
+const (
+	graceDevices  = 70 * time.Second // the exchange in flight: a timeout may be 60 s
+	graceBroker   = 5 * time.Second
+	graceBridge   = 5 * time.Second
+	graceUplinks  = 15 * time.Second
+	graceStore    = 30 * time.Second
+	syncAtStop    = 4 * time.Second  // of graceUplinks, for the last readings
+	drainUplink   = 10 * time.Second // of graceUplinks, for what still waits
+	statusEvery   = 30 * time.Second // uplink stats on the LAN
+	dataDirectory = 0o750
+)
+
+// gateway is the whole daemon below the command line: the rooms, wired. run
+// and demo share it.
+type gateway struct {
+	log    *slog.Logger
+	ladder *report.Ladder
+
+	store     *buffer.Store
+	facts     *facts
+	durable   *durable.Store
+	broker    *embeddedbroker.Broker
+	local     *embeddedbroker.Local
+	bridge    *bridge.Bridge
+	fleet     *devices.Fleet
+	uplinks   *uplinks
+	listeners *listeners
+
+	mu  sync.Mutex // held during Update
+	cfg *config.Config
+}
+
+// gatewayOptions are what only the demo sets.
+type gatewayOptions struct {
+	tap    func(devices.Round, *embeddedbroker.Message)
+	listen net.Listener // instead of binding broker.listen; may be nil
+}
+
+// openGateway opens everything that can fail: the store, the rooms on top of
+// it, the listeners. Nothing runs yet. Close undoes it.
+func openGateway(cfg *config.Config, log *slog.Logger, o gatewayOptions) (_ *gateway, err error) {
+	g := &gateway{log: log, ladder: report.NewLadder(log), cfg: cfg}
+	defer func() {
+		if err != nil {
+			g.Close()
+		}
+	}()
+	if err := os.MkdirAll(cfg.Gateway.DataDir, dataDirectory); err != nil {
+		return nil, fmt.Errorf("data_dir: %w", err)
+	}
+	g.store, err = buffer.Open(filepath.Join(cfg.Gateway.DataDir, "busgate.db"), buffer.Options{Limits: limits(&cfg.Buffer), Log: log, Full: cfg.Buffer.Durability == "full"})
+	if err != nil {
+		return nil, err
+	}
+	g.durable = durable.New(g.store)
+	g.broker, err = embeddedbroker.New(cfg.Broker, g.durable, embeddedbroker.Options{Log: log, Ladder: g.ladder, Version: version, Reserved: g.reserved})
+	if err != nil {
+		return nil, fmt.Errorf("broker: %w", err)
+	}
+	g.local = g.broker.Local("bridge")
+	if g.facts, err = loadFacts(g.store); err != nil {
+		return nil, fmt.Errorf("load facts: %w", err)
+	}
+	boot, last := g.store.Closing()
+	var closing []bridge.Closing
+	for _, name := range slices.Sorted(maps.Keys(last)) {
+		closing = append(closing, bridge.Closing{Uplink: name, Boot: boot, N: last[name]})
+	}
+	g.bridge, err = bridge.New(cfg, g.local, bridge.Options{
+		Log: log, Ladder: g.ladder, Version: version, Boot: g.store.Boot(), Closing: closing,
+		Clock: wallClock, Mono: bootTime, Memory: g.facts.room("bridge"), Retained: g.broker.Retained, Tap: o.tap, Numbers: g.numbers,
+	})
+	if err != nil {
+		return nil, err
+	}
+	g.uplinks = newUplinks(g)
+	if err := g.uplinks.open(cfg); err != nil {
+		return nil, err
+	}
+	g.fleet, err = devices.New(cfg, g.bridge, devices.Options{Drivers: drivers(), Memory: g.facts.room("devices"), Log: log, Ladder: g.ladder, Clock: wallClock})
+	if err != nil {
+		return nil, err
+	}
+	g.bridge.Announce() // before anybody can listen: what a killed process left is not fresh
+	g.listeners, err = openListeners(g, &cfg.Broker, o.listen)
+	return g, err
+}
+
+// Run runs the rooms until ctx ends, then stops them in reverse. Closing hurry
+// skips the draining. ready is called when everything is started.
+func (g *gateway) Run(ctx context.Context, hurry <-chan struct{}, ready func()) error {
+	stages := []stage{
+		{name: "clients", grace: graceBroker, run: g.listeners.Run}, // the broker, when it ends, says good-bye to them
+		{name: "broker", grace: graceBroker, run: g.broker.Run},
+		{name: "uplinks", grace: graceUplinks, run: g.uplinks.Run},
+		{name: "bridge", grace: graceBridge, run: func(ctx context.Context) error { return g.bridge.Run(ctx, g.fleet) }},
+		{name: "door", grace: graceBroker, run: g.listeners.Door},
+		{name: "devices", grace: graceDevices, run: g.fleet.Run},
+		{name: "status", grace: graceBroker, run: func(ctx context.Context) error { ready(); <-ctx.Done(); return nil }},
+	}
+	return runStages(ctx, g.log, stages, hurry)
+}
+
+// Update applies a checked configuration to what runs, all or nothing: when a
+// room refuses, the rooms before it are given the old configuration again.
+func (g *gateway) Update(ctx context.Context, cfg *config.Config) (config.Changes, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	d := config.Diff(g.cfg, cfg)
+	if len(d.Refused) > 0 {
+		key := d.Refused[0]
+		return d, fmt.Errorf("`%s` needs a restart: systemctl restart busgate", key[strings.LastIndex(key, ".")+1:])
+	}
+	rooms := []func(*config.Config, config.Changes) error{
+		func(c *config.Config, _ config.Changes) error { return g.listeners.Update(&c.Broker) },
+		func(c *config.Config, _ config.Changes) error { return g.broker.Update(c.Broker) },
+		func(c *config.Config, _ config.Changes) error { return g.bridge.Update(c) },
+		func(c *config.Config, d config.Changes) error { return g.uplinks.Update(ctx, c, d.Uplinks) },
+		func(c *config.Config, _ config.Changes) error { return g.fleet.Update(c) },
+		func(c *config.Config, _ config.Changes) error { g.store.SetLimits(limits(&c.Buffer)); return nil },
+	}
+	for i, update := range rooms {
+		err := update(cfg, d)
+		if err == nil {
+			continue
+		}
+		back := config.Diff(cfg, g.cfg)
+		for j := i; j >= 0; j-- {
+			if undo := rooms[j](g.cfg, back); undo != nil {
+				g.log.Error("the old configuration could not be restored; restart the service", "err", undo)
+			}
+		}
+		return d, err
+	}
+	g.cfg = cfg
+	return d, nil
+}
+
+// reserved says which topics only the gateway itself may publish. The broker
+// asks before the bridge exists only while no listener is open.
+func (g *gateway) reserved(topic string) bool { return g.bridge.Reserved(topic) }
+
+// numbers are what gateway/state tells of the other rooms.
+func (g *gateway) numbers() bridge.GatewayNumbers {
+	n := bridge.GatewayNumbers{Clients: g.broker.Stats().Clients}
+	for _, st := range g.uplinks.status() {
+		n.Queue += st.Pending
+		n.QueueBytes += st.Bytes
+		n.QueueOldest = max(n.QueueOldest, st.Oldest)
+	}
+	return n
+}
+
+// Close releases what openGateway opened. The store comes last: it flushes.
+func (g *gateway) Close() error {
+	if g.listeners != nil {
+		g.listeners.Close()
+	}
+	if g.store == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), graceStore)
+	defer cancel()
+	return g.store.Close(ctx)
+}
+
+// drivers are the field protocols.
+func drivers() map[string]devices.Driver {
+	m := &modbus.Driver{}
+	return map[string]devices.Driver{"modbus-rtu": m, "modbus-tcp": m, "uart": &uart.Driver{}}
+}
+
+// limits are the bounds of the store as configured.
+func limits(b *config.Buffer) buffer.Limits {
+	l := buffer.Limits{MaxBytes: b.MaxBytes, MaxMessages: b.MaxMessages, MaxAge: b.MaxAge, MinFreeDisk: b.MinFreeDisk, Sync: b.Sync}
+	if b.MinFreeDisk == 0 {
+		l.MinFreeDisk = -1
+	}
+	switch b.WhenFull {
+	case "thin":
+		l.WhenFull = buffer.Thin
+	case "reject":
+		l.WhenFull = buffer.Reject
+	}
+	switch b.Keep {
+	case "last":
+		l.Keep = buffer.KeepLast
+	case "minmax":
+		l.Keep = buffer.KeepMinMax
+	}
+	return l
+}
