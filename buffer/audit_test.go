@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 )
 
 var bg = context.Background()
@@ -27,15 +28,7 @@ func poll(c *Consumer, backlog bool, limit int) ([]Record, error) {
 	if backlog {
 		next, r = c.NextBacklog, &c.late
 	}
-	c.s.mu.Lock()
-	some, ended := c.againLocked() != nil, 0
-	for l := range lanes {
-		h, _ := c.pickLaneLocked(r, l, &ended)
-		some = some || h != nil && len(c.open) < c.o.Window
-	}
-	c.settleLocked(ended)
-	c.s.mu.Unlock()
-	if !c.o.Exact || !some {
+	if !c.o.Exact || !c.some(r) {
 		cancel()
 	}
 	rs, err := next(ctx, limit)
@@ -43,6 +36,37 @@ func poll(c *Consumer, backlog bool, limit int) ([]Record, error) {
 		err = nil
 	}
 	return rs, err
+}
+
+// some says whether there is a record that a call at r can give.
+func (c *Consumer) some(r *reader) bool {
+	s := c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.againLocked() != nil {
+		return true
+	}
+	ended := 0
+	defer c.settleLocked(1<<lanes - 1)
+	for l := range lanes {
+		for {
+			h, at := c.pickLaneLocked(r, l, &ended)
+			if h == nil || len(c.open) >= c.o.Window {
+				break
+			}
+			s.mu.Unlock()
+			raw, err := s.load(h)
+			found := err != nil
+			new(mark).walk(h, raw, c.slot, at.next, func(v *view) bool { found = found || v.seq < at.hi; return false })
+			s.mu.Lock()
+			if found {
+				return true
+			}
+			i := slices.Index(c.heads[l], at)
+			c.heads[l][i].next = min(h.last+1, at.hi) // as a read would
+		}
+	}
+	return false
 }
 
 // audit recomputes what the store counts and reads every row: checksums, who

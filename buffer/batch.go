@@ -120,7 +120,7 @@ func (s *Store) admitLocked(rs []Record, cs []Change, wait bool) error {
 		return ErrClosed
 	case s.state == stateReadOnly && (wait || len(cs) > 0 && s.batch.opBytes >= batchBytes/2):
 		return ErrReadOnly
-	case s.fullErr != nil && wait && slices.ContainsFunc(rs, func(r Record) bool { return len(s.setLocked(r.To)) > 0 }):
+	case s.fullErr != nil && wait && s.overLocked() != "" && slices.ContainsFunc(rs, func(r Record) bool { return len(s.setLocked(r.To)) > 0 }):
 		return s.fullErr
 	}
 	return s.tables.admit(cs, s.limits)

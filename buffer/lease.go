@@ -420,16 +420,19 @@ func (l *lane) holder(seq uint64) *header {
 	return nil
 }
 
-// openFromLocked copies the leases from e on that lie in its segment in order.
-func (c *Consumer) openFromLocked(e *lease, h *header, limit int) (want []lease) {
+// openFromLocked copies the leases from e on that lie in its segment in rising
+// order: one read finds them all.
+func (c *Consumer) openFromLocked(from *lease, h *header, limit int) (want []lease) {
+	e := *from
 	for i := e.ord - c.open[0].ord; i < uint64(len(c.open)) && len(want) < limit; i++ {
 		o := c.open[i]
 		if o.state != stateSent {
 			continue
 		}
-		if o.lane != e.lane || h != nil && o.seq > h.last {
+		if o.lane != e.lane || o.seq < e.seq || h != nil && o.seq > h.last {
 			break
 		}
+		e.seq = o.seq
 		want = append(want, o)
 		if h == nil {
 			break

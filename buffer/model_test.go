@@ -282,6 +282,9 @@ func (m *model) take(k *modelled, backlog bool, may func(*wanted) bool) {
 			i := slices.IndexFunc(fresh, func(f *wanted) bool { return f.lane == w.lane })
 			if len(again) > 0 || i < 0 || fresh[i] != w || r.Ord != k.ord+1 {
 				m.errorf("%s: %d (ord %d) came out of order; ord is %d, %d must come again", k.c.name, r.Seq, r.Ord, k.ord, len(again))
+				for _, w := range again {
+					m.errorf("again %+v; store again %d open %+v; model again %d", *w, k.c.again, k.c.open, k.again)
+				}
 				return
 			}
 			fresh = slices.Delete(fresh, i, i+1)
@@ -371,6 +374,8 @@ func (m *model) release() {
 	wait(m.t, k.c.Release(ords...))
 	if m.rnd.IntN(3) == 0 {
 		wait(m.t, k.c.Unrelease())
+		k.c.Rewind()
+		k.again = 1
 		for _, w := range k.all {
 			w.released = false
 		}
@@ -505,8 +510,11 @@ func (m *model) drain(name string) {
 		if m.t.Failed() {
 			return
 		}
-		if len(k.all) == 0 || before == k.ord && len(ws) == 0 {
+		if before == k.ord && len(ws) == 0 {
 			break
 		}
+	}
+	if len(k.all) != 0 {
+		m.errorf("%s: %d records never came", name, len(k.all))
 	}
 }

@@ -36,7 +36,7 @@ func TestLazyRecordsAreCommittedAfterSync(t *testing.T) {
 		if n.Load() != before || len(there(t, c, 1)) != 0 {
 			t.Error("committed too early")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if at != 3*time.Second || n.Load() != before+1 || len(there(t, c, 1)) != 1 {
 			t.Errorf("fired after %v, %d flushes", at, n.Load()-before)
@@ -117,7 +117,7 @@ func TestCursorsAreSavedAfterASecond(t *testing.T) {
 		if pos() != old {
 			t.Error("saved too early")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if pos() != int64(rs[0].Seq)+old+10 {
 			t.Errorf("position %d, was %d", pos(), old)

@@ -99,12 +99,11 @@ type client struct {
 	version byte
 	ack     *packet.Connack
 
-	mu     sync.Mutex
-	cond   sync.Cond
-	got    []packet.Packet
-	err    error
-	hold   bool // do not read
-	waited time.Duration
+	mu   sync.Mutex
+	cond sync.Cond
+	got  []packet.Packet
+	err  error
+	hold bool // do not read
 }
 
 // dial opens a connection without CONNECT.

@@ -101,22 +101,20 @@ func (s *session) wake() {
 // nextLocked is the queue whose front may be sent now, nil = none. Messages
 // leave in the order of arrival, except that a full window lets QoS 0 pass.
 func (s *session) nextLocked() *ring[item] {
-	for {
-		var q *ring[item]
-		if s.q.len() > 0 && s.inflight < s.window && s.ordFreeLocked(s.q.at(0).ord) {
-			q = &s.q
-		}
-		if s.q0.len() > 0 && (q == nil || s.q0.at(0).n < q.at(0).n) {
-			q = &s.q0
-		}
-		if q == nil {
-			return nil
-		}
-		if wait := q.at(0).wait; wait > s.b.rel.released() && s.awaitLocked(wait) {
-			return nil
-		}
-		return q
+	var q *ring[item]
+	if s.q.len() > 0 && s.inflight < s.window && s.ordFreeLocked(s.q.at(0).ord) {
+		q = &s.q
 	}
+	if s.q0.len() > 0 && (q == nil || s.q0.at(0).n < q.at(0).n) {
+		q = &s.q0
+	}
+	if q == nil {
+		return nil
+	}
+	if wait := q.at(0).wait; wait > s.b.rel.released() && s.awaitLocked(wait) {
+		return nil
+	}
+	return q
 }
 
 // ordFreeLocked says whether no open delivery has the same packet id.

@@ -78,14 +78,6 @@ func (r *retained) find(topic string) *retainedNode {
 	return n
 }
 
-// get is the retained message of one topic, nil = none.
-func (r *retained) get(topic string) *Message {
-	if n := r.find(topic); n != nil {
-		return n.msg
-	}
-	return nil
-}
-
 func (r *retained) remove(topic string) { r.prune(&r.root, topic) }
 
 // prune takes topic out below n and says whether n is empty now.

@@ -241,7 +241,7 @@ func TestWillAfterACrashAndAfterACleanStop(t *testing.T) {
 		k.subscribe("w", 1)
 		k.close()
 		synctest.Wait()
-		c = r.connect(packet.V311, "c", persistent, will("w", "gone", 1, false))
+		r.connect(packet.V311, "c", persistent, will("w", "gone", 1, false))
 		r.stop()
 		r = start(t, store)
 		r.connect(packet.V311, "keeper", persistent).take("w", "gone")
