@@ -10,7 +10,7 @@ import (
 // collect gathers the answer to req.
 func (l *Line) collect(req []byte, p patience) ([]byte, error) {
 	deadline := l.last.sent.Add(p.timeout)
-	n, from := 0, 0
+	n, from, dozed := 0, 0, false
 	for {
 		wait := time.Until(deadline)
 		if n > from {
@@ -48,9 +48,32 @@ func (l *Line) collect(req []byte, p patience) ([]byte, error) {
 		if from == n {
 			from, n = 0, 0
 		}
+		if !dozed && n >= 3 {
+			dozed = true
+			l.doze(req, l.buf[from:n])
+		}
 		if n == len(l.buf) || time.Since(deadline) > maxAnswer {
 			return nil, l.damaged(l.buf[from:n])
 		}
+	}
+}
+
+// How long collect sleeps through an answer that has begun.
+const (
+	dozeMargin = 4 * time.Millisecond // a sleep may end late by one
+	dozeLeast  = 4 * time.Millisecond
+	dozeMost   = 250 * time.Millisecond
+)
+
+// doze sleeps until the rest of an answer is nearly there. The driver hands
+// over a dozen characters at a time; to wake for each of them costs a processor
+// more than all the rest of a poll, and the last one comes no sooner for it.
+// Only the first characters tell how many are still on the wire: later ones may
+// have been handed over late.
+func (l *Line) doze(req, f []byte) {
+	missing := answerLen(req, f) - len(f)
+	if nap := time.Duration(missing-1)*l.timing.char - dozeMargin; nap >= dozeLeast {
+		time.Sleep(min(nap, dozeMost))
 	}
 }
 

@@ -102,34 +102,15 @@ func shortName(path string) string {
 // holder is the rest of the sentence "is in use by", from the open files of all
 // processes that we may look at.
 func (o *Opener) holder(path string) string {
-	unknown := "another program; see which: sudo fuser -v " + path
-	real, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return unknown
+	h, ok := holderOf(o.proc(), path)
+	if !ok {
+		return "another program; see which: sudo fuser -v " + path
 	}
-	fds, _ := filepath.Glob(filepath.Join(o.proc(), "[0-9]*", "fd", "*"))
-	for _, fd := range fds {
-		to, err := os.Readlink(fd)
-		if err != nil || to != real {
-			continue
-		}
-		dir := filepath.Dir(filepath.Dir(fd))
-		pid, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		comm, err := os.ReadFile(filepath.Join(dir, "comm"))
-		if err != nil {
-			continue
-		}
-		stop := fmt.Sprintf("sudo kill %d", pid)
-		if unit := serviceOf(dir); unit != "" {
-			stop = "systemctl stop " + unit
-		}
-		return fmt.Sprintf("%s (pid %d). Two programs cannot share one RS-485 port; stop it: %s",
-			strings.TrimSpace(string(comm)), pid, stop)
+	stop := fmt.Sprintf("sudo kill %d", h.pid)
+	if unit := serviceOf(h.dir); unit != "" {
+		stop = "systemctl stop " + unit
 	}
-	return unknown
+	return fmt.Sprintf("%s (pid %d). Two programs cannot share one RS-485 port; stop it: %s", h.name, h.pid, stop)
 }
 
 // serviceOf is the systemd service that a process belongs to, "" when none.
