@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"text/tabwriter"
 )
 
 // command is one row of the table of commands.
@@ -116,9 +117,11 @@ func (c command) help(w io.Writer, fs *flag.FlagSet) {
 
 func usage(w io.Writer, table []command) {
 	fmt.Fprintf(w, "busgate: serial and Modbus devices to MQTT, without loss\n\n")
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, c := range table {
-		fmt.Fprintf(w, "  %-8s %-6s %s\n", c.name, c.args, c.short)
+		fmt.Fprintf(t, "  %s\t%s\n", c.name, c.short)
 	}
+	t.Flush()
 	fmt.Fprintf(w, "\nbusgate help COMMAND tells more.\n")
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,17 +29,21 @@ func TestMeasure(t *testing.T) {
 	if os.Getenv("BUSGATE_MEASURE") == "" {
 		t.Skip("takes five minutes and asserts nothing: BUSGATE_MEASURE=1 go test -v -run Measure ./cmd/busgate")
 	}
-	arm := filepath.Join(t.TempDir(), "busgate")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", arm, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH=arm64")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	shipped := func(arch string) string {
+		file := filepath.Join(t.TempDir(), "busgate-"+arch)
+		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", file, ".")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return file
 	}
-	st, err := os.Stat(arm)
+	st, err := os.Stat(shipped("arm64"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("arm64, stripped: %.1f MB", float64(st.Size())/1e6)
+	bin := shipped(runtime.GOARCH)
 	for _, load := range []struct {
 		name string
 		text string
@@ -47,18 +52,18 @@ func TestMeasure(t *testing.T) {
 		{"100 registers of one device each second over Modbus TCP", registers(t)},
 		{"the realistic example with grid each 500 ms at 115200 baud, about 107 points/s in 8 serial requests/s", realistic(t, "115200", "500ms")},
 	} {
-		rss, cpu, took := measure(t, load.text)
+		rss, cpu, took := measure(t, bin, load.text)
 		t.Logf("%s: VmRSS %.1f MB, %.2f %% of one core over %.0f s", load.name, rss, 100*cpu.Seconds()/took.Seconds(), took.Seconds())
 	}
 }
 
 // measure runs a device map for a minute and a half and gives resident memory
 // in MB and the processor time of the last minute.
-func measure(t *testing.T, text string) (rss float64, cpu, took time.Duration) {
+func measure(t *testing.T, bin, text string) (rss float64, cpu, took time.Duration) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "busgate.toml")
 	write(t, file, text)
-	p := start(t, nil, program(t), "run", "--config", file)
+	p := start(t, nil, bin, "run", "--config", file)
 	p.until(t, "that it runs", has("INFO running"))
 	wait := func(d time.Duration) {
 		select {
