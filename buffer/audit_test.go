@@ -72,6 +72,17 @@ func (c *Consumer) some(r *reader) bool {
 // audit recomputes what the store counts and reads every row: checksums, who
 // still needs a segment, sums, and that the lanes are in order.
 func audit(s *Store) error {
+	err := auditOnce(s)
+	for range 3 { // a deletion may be under way
+		if err != nil {
+			s.Sync(bg)
+			err = auditOnce(s)
+		}
+	}
+	return err
+}
+
+func auditOnce(s *Store) error {
 	s.io.Lock()
 	defer s.io.Unlock()
 	s.mu.Lock()

@@ -174,7 +174,7 @@ func (s *Store) addLocked(r *Record, boot int64) {
 		s.count.unwanted++
 		return
 	}
-	if s.fullErr != nil {
+	if s.fullErr != nil && s.overLocked() != "" {
 		s.refuseLocked(r)
 		return
 	}

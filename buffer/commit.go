@@ -33,140 +33,10 @@ type segment struct {
 	data []byte
 }
 
-// plan is what the committer does next.
-type plan struct {
-	due     time.Time // zero: nothing to do
-	retry   *commit   // a transaction that failed
-	expose  bool      // readings go to RAM: nothing can be written
-	house   bool      // cursors, trims and counters are saved, bounds kept
-	closing bool
-}
-
-// run is the committer: it owns the order of transactions and the flush.
-func (s *Store) run() {
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-	for {
-		s.mu.Lock()
-		p := s.planLocked()
-		s.mu.Unlock()
-		switch now := time.Now(); {
-		case p.due.IsZero():
-			<-s.wake
-		case now.Before(p.due):
-			timer.Reset(p.due.Sub(now))
-			select {
-			case <-s.wake:
-			case <-timer.C:
-			}
-		case p.expose:
-			s.expose()
-		case p.retry != nil:
-			s.again(p.retry, p.closing)
-		default:
-			s.work(p)
-			if p.closing {
-				s.stop()
-				return
-			}
-		}
-	}
-}
-
-// work commits what is due and keeps the bounds.
-func (s *Store) work(p plan) {
-	s.mu.Lock()
-	look := p.house && time.Since(s.measured) >= houseEvery
-	s.mu.Unlock()
-	if look {
-		s.measure()
-		s.keepReserve()
-	}
-	if p.house {
-		s.tidy()
-	}
-	s.mu.Lock()
-	t := s.takeBatchLocked(p.house)
-	s.mu.Unlock()
-	s.perform(t, p.closing)
-	s.quotas()
-	s.relieve()
-}
-
-// planLocked says what is to be done next, and when. What is taken up for
-// another try is the caller's from then on.
-func (s *Store) planLocked() (p plan) {
-	p.closing = s.closing
-	sooner := func(t time.Time) bool {
-		if p.due.IsZero() || t.Before(p.due) {
-			p.due = t
-			return true
-		}
-		return false
-	}
-	now, b := time.Now(), s.batch
-	if s.closing {
-		p.due, p.house = now, true
-		p.retry, s.failed = s.failed, nil
-		return p
-	}
-	gather := b.began.Add(s.limits.Sync)
-	if b.large || b.full() {
-		gather = b.began
-	}
-	if s.failed != nil {
-		p.due = s.retryAt
-		if s.state == stateReadOnly && len(b.segs) > 0 && sooner(gather) {
-			p.expose = true
-		} else if !now.Before(p.due) {
-			p.retry, s.failed = s.failed, nil
-		}
-		return p
-	}
-	switch {
-	case b.entries == 0:
-	case b.waiters > 1 || b.waiters == 1 && s.served > 1:
-		sooner(b.waiting.Add(linger))
-		fallthrough
-	default:
-		if b.waiters == 1 && s.served <= 1 {
-			gather = b.waiting
-		}
-		sooner(gather)
-	}
-	if !s.dirtySince.IsZero() {
-		sooner(s.dirtySince.Add(houseEvery))
-	}
-	p.house = s.hurry || len(s.trims) >= trimMost || !s.dirtySince.IsZero() && now.Sub(s.dirtySince) >= houseEvery
-	if p.house {
-		sooner(now)
-	}
-	if s.records > 0 && sooner(s.measured.Add(measureEvery)) && !now.Before(p.due) {
-		p.house = true
-	}
-	return p
-}
-
-// dirtyLocked notes that RAM differs from the disk in what can be lost.
-func (s *Store) dirtyLocked() {
-	if s.dirtySince.IsZero() {
-		s.dirtySince = time.Now()
-		signal(s.wake)
-	}
-}
-
-// hurryLocked makes the saving of cursors due now.
-func (s *Store) hurryLocked() {
-	if !s.hurry {
-		s.hurry = true
-		signal(s.wake)
-	}
-}
-
 // takeBatchLocked swaps the batch and gathers what else is due.
 func (s *Store) takeBatchLocked(house bool) *commit {
 	t := &commit{b: s.batch}
-	s.batch = newBatch()
+	s.batch, s.committing = newBatch(), t.b
 	s.room.Broadcast()
 	s.commitTopsLocked(t.b.tops)
 	for _, c := range s.slots {
@@ -248,8 +118,9 @@ func (s *Store) perform(t *commit, last bool) {
 	for _, fn := range t.b.thens {
 		s.fireLocked(then{fn, err})
 	}
-	t.b.thens = nil
-	s.served = t.b.waiters
+	t.b.thens, t.b.ops, t.b.at = nil, nil, nil
+	s.served, s.servedAt = t.b.waiters, time.Now()
+	s.committing = nil
 	s.mu.Unlock()
 	close(t.b.done)
 	if err == nil && s.walPages >= s.checkpointAt() {
@@ -340,6 +211,8 @@ func (s *Store) visibleLocked(t *commit) {
 	for _, g := range t.segs {
 		if g.h.ram == nil {
 			s.cache.put(g.h, g.raw)
+			g.h.born = s.sys.mono()
+			s.count.appended += int64(g.h.size)
 			s.addSegmentLocked(g.h)
 			continue
 		}

@@ -30,23 +30,25 @@ type Consumer struct {
 	late reader // of NextBacklog
 
 	// guarded by Store.mu
-	o      ConsumerOptions
-	stream StreamID
-	start  uint64 // records below are not its own
-	heads  [lanes][]head
-	jumped bool    // Live was called: Next reads the last heads of the readings
-	open   []lease // an uplink's leases by ord, dense; a session's marks by seq
-	ord    uint64  // highest number given to a delivery
-	again  uint64  // leases from this ord on are handed out again
-	streak int     // windows taken in a row while a lower lane waited
-	gen    uint64  // counts what makes a read in progress worthless
-	n      int     // records that wait, see Pending
-	bytes  int64
-	acks   int    // since it was saved
-	parts  []part // of a session, see tidy
-	untidy bool
-	dirty  bool
-	gone   bool
+	o       ConsumerOptions
+	stream  StreamID
+	start   uint64 // records below are not its own
+	heads   [lanes][]head
+	jumped  bool    // Live was called: Next reads the last heads of the readings
+	open    []lease // an uplink's leases by ord, dense; a session's marks by seq
+	ord     uint64  // highest number given to a delivery
+	again   uint64  // leases from this ord on are handed out again
+	streak  int     // windows taken in a row while a lower lane waited
+	gen     uint64  // counts what makes a read in progress worthless
+	n       int     // records that wait, see Pending
+	bytes   int64
+	acks    int    // since it was saved
+	parts   []part // of a session, see tidy
+	untidy  bool
+	created Ticket
+	lost    map[string]uint64 // by reason, since the start
+	dirty   bool
+	gone    bool
 }
 
 // reader is one place that a consumer reads at.
@@ -115,9 +117,10 @@ func (s *Store) Consumer(name string, o ConsumerOptions) (*Consumer, error) {
 	}
 	save := isNew || c.stream != stream.idOrZero()
 	c.o, c.stream = o, stream.idOrZero()
-	var t Ticket
+	t := c.created // perhaps by a call that still waits
 	if save {
 		t = s.persistLocked(c)
+		c.created = t
 		if s.state == stateReadOnly { // it lives in RAM until the disk is back
 			t = Ticket{}
 		}

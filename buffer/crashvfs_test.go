@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 	"unsafe"
 
 	"modernc.org/libc"
@@ -226,6 +228,9 @@ func cutWorkload(t *testing.T, path string, o Options) []event {
 			}
 		}
 	}
+	if s.Stats().Rewritten == 0 {
+		t.Error("nothing was rewritten")
+	}
 	shut(t, s)
 	e.at, e.done = v.len(), true
 	return append(events, e)
@@ -357,6 +362,9 @@ func onCrash(flush bool) *system {
 	v := crash()
 	sys := machine()
 	sys.query = "&vfs=crash"
+	sys.youngest, sys.manySmall = 1, 5 // segments are joined under way
+	var mono atomic.Int64
+	sys.mono = func() time.Duration { return time.Duration(mono.Add(int64(10 * time.Second))) }
 	sys.syncDir = func(string) error { return nil }
 	sys.fdatasync = func(f *os.File) error {
 		if flush {

@@ -4,6 +4,7 @@ import (
 	"iter"
 	"slices"
 	"sort"
+	"time"
 )
 
 const (
@@ -22,9 +23,12 @@ type header struct {
 	size        uint32 // bytes of the row's blobs
 	raw         uint32
 	boot        uint32
-	left        int16 // consumers that still need it
+	born        time.Duration // CLOCK_BOOTTIME of its commit; 0: before this process
+	left        int16         // consumers that still need it
+	asked       int16         // left when it was found not worth to be squeezed
 	lane        uint8
 	dead        bool   // trimmed, rewritten or set aside
+	busy        bool   // being rewritten: nothing of it may be leased
 	ram         []byte // the records, while the disk does not take them
 }
 
@@ -77,8 +81,12 @@ func (l *lane) sweep() {
 }
 
 // addSegmentLocked makes a committed segment visible: counted for its
-// consumers and found by their reads. It returns the consumers it is for.
-func (s *Store) addSegmentLocked(h *header) {
+// consumers and found by their reads.
+func (s *Store) addSegmentLocked(h *header) { s.insertLocked(h, true) }
+
+// insertLocked puts a segment into its lane. With fresh its records are counted
+// for all consumers, else for sessions only: uplinks count record by record.
+func (s *Store) insertLocked(h *header, fresh bool) {
 	s.lanes[h.lane].add(h)
 	s.segments++
 	s.records += int64(h.n)
@@ -90,6 +98,9 @@ func (s *Store) addSegmentLocked(h *header) {
 			continue
 		}
 		h.left++
+		if !fresh && c.kind == Uplink {
+			continue
+		}
 		n, size := needsOf(h.needs, slot)
 		c.n += n
 		c.bytes += size

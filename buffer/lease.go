@@ -185,7 +185,13 @@ func (c *Consumer) pickLaneLocked(r *reader, l int, ended *int) (*header, head) 
 		to = tail - 1
 	}
 	for i := from; i <= to; i++ {
+		if heads[i].next == heads[i].hi {
+			continue
+		}
 		if h := c.findLocked(l, heads[i].next, heads[i].hi); h != nil {
+			if h.busy {
+				return nil, head{} // the rewriter wakes us
+			}
 			return h, heads[i]
 		}
 		if end := min(heads[i].hi, c.s.head); heads[i].next < end {
@@ -234,7 +240,7 @@ func (s *Store) expiryNow() int64 {
 func (c *Consumer) takeLocked(r *reader, p *place, rs []Record) (t Ticket, ok bool) {
 	l := int(p.h.lane)
 	i := slices.IndexFunc(c.heads[l], func(h head) bool { return h.next == p.at.next && h.hi == p.at.hi })
-	if p.gen != c.gen || p.h.dead || i < 0 || len(c.open)+len(rs) > c.o.Window {
+	if p.gen != c.gen || p.h.dead || p.h.busy || i < 0 || len(c.open)+len(rs) > c.o.Window {
 		return t, false
 	}
 	c.heads[l][i].next = p.end
@@ -256,237 +262,4 @@ func (c *Consumer) takeLocked(r *reader, p *place, rs []Record) (t Ticket, ok bo
 		t = c.s.persistLocked(c)
 	}
 	return t, true
-}
-
-// Ack ends leases, in any order. It is lazy: a crash within a second, or 1,000
-// acks, may repeat the deliveries. Numbers that are not open are counted.
-func (c *Consumer) Ack(ords ...uint64) {
-	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	touched := 0
-	for _, ord := range ords {
-		e := c.leaseLocked(ord)
-		if e == nil || e.state == stateDone {
-			c.s.count.acksUnknown++
-			continue
-		}
-		c.finishLocked(e)
-		touched |= 1 << e.lane
-		c.acks++
-	}
-	if c.acks >= 1000 {
-		c.s.hurryLocked()
-	}
-	c.settleLocked(touched)
-}
-
-// finishLocked ends a lease.
-func (c *Consumer) finishLocked(e *lease) {
-	e.state = stateDone
-	c.n--
-	c.bytes -= int64(e.size)
-	if c.n == 0 {
-		c.bytes = 0 // rewriting a segment changes sizes a little
-	}
-	c.dirtyLocked()
-}
-
-// leaseLocked finds an open lease; nil: there is none.
-func (c *Consumer) leaseLocked(ord uint64) *lease {
-	if len(c.open) == 0 || ord < c.open[0].ord || ord > c.open[len(c.open)-1].ord {
-		return nil
-	}
-	return &c.open[ord-c.open[0].ord]
-}
-
-// Release notes that the receiver has these deliveries (PUBREC): after the
-// ticket has fired only a PUBREL is owed for them.
-func (c *Consumer) Release(ords ...uint64) Ticket {
-	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	if err := c.aliveLocked(); err != nil {
-		return Ticket{s: c.s, err: err}
-	}
-	for _, ord := range ords {
-		if e := c.leaseLocked(ord); e == nil {
-			c.s.count.acksUnknown++
-		} else if e.state == stateSent {
-			e.state = stateReleased
-		}
-	}
-	return c.s.persistLocked(c)
-}
-
-// Unrelease takes all releases back, because the receiver lost its session:
-// the deliveries are owed again, and Rewind hands them out.
-func (c *Consumer) Unrelease() Ticket {
-	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	if err := c.aliveLocked(); err != nil {
-		return Ticket{s: c.s, err: err}
-	}
-	for i := range c.open {
-		if c.open[i].state == stateReleased {
-			c.open[i].state = stateSent
-		}
-	}
-	return c.s.persistLocked(c)
-}
-
-// Rewind makes Next begin again with the open leases, after a reconnect.
-func (c *Consumer) Rewind() {
-	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	c.rewindLocked()
-}
-
-func (c *Consumer) rewindLocked() {
-	c.again = c.ord + 1
-	if len(c.open) > 0 {
-		c.again = c.open[0].ord
-	}
-	c.gen++
-	c.wakeUp()
-}
-
-// Live makes Next jump over the readings that wait (lanes 2 and 3) to those
-// appended from now on; NextBacklog gives the older ones. Each jump that leaves
-// something behind adds a gap; at 64 gaps of a lane the consumer goes back to
-// first in, first out until it is called again.
-func (c *Consumer) Live() {
-	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	c.jumped = true
-	for l := LaneLive; l < lanes; l++ {
-		heads := c.heads[l]
-		tail := heads[len(heads)-1]
-		if c.findLocked(l, tail.next, c.s.head) == nil {
-			continue
-		}
-		if len(heads) >= maxHeads {
-			c.jumped = false
-			c.s.count.liveSuspended++
-			return
-		}
-		at := c.s.head
-		heads = append(slices.Clone(heads), head{at, at, at, noEnd})
-		heads[len(heads)-2].hi = at
-		c.adoptLocked(l, heads)
-	}
-	c.gen++
-	c.wakeUp()
-}
-
-// Owed lists the leases that are open, in order.
-func (c *Consumer) Owed() []Owed {
-	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	var owed []Owed
-	for _, e := range c.open {
-		if e.state != stateDone {
-			owed = append(owed, Owed{e.ord, e.state == stateReleased})
-		}
-	}
-	return owed
-}
-
-// againLocked is the next lease to hand out again; nil: none.
-func (c *Consumer) againLocked() *lease {
-	for c.again <= c.ord && len(c.open) > 0 {
-		c.again = max(c.again, c.open[0].ord)
-		e := c.leaseLocked(c.again)
-		if e == nil {
-			c.again = c.ord + 1
-			return nil
-		}
-		if e.state == stateSent {
-			return e
-		}
-		c.again++
-	}
-	return nil
-}
-
-// holder is the living segment that covers seq; nil: none.
-func (l *lane) holder(seq uint64) *header {
-	for _, h := range l.segs[l.find(seq):] {
-		if !h.dead {
-			if h.first <= seq {
-				return h
-			}
-			return nil
-		}
-	}
-	return nil
-}
-
-// openFromLocked copies the leases from e on that lie in its segment in rising
-// order: one read finds them all.
-func (c *Consumer) openFromLocked(from *lease, h *header, limit int) (want []lease) {
-	e := *from
-	for i := e.ord - c.open[0].ord; i < uint64(len(c.open)) && len(want) < limit; i++ {
-		o := c.open[i]
-		if o.state != stateSent {
-			continue
-		}
-		if o.lane != e.lane || o.seq < e.seq || h != nil && o.seq > h.last {
-			break
-		}
-		e.seq = o.seq
-		want = append(want, o)
-		if h == nil {
-			break
-		}
-	}
-	return want
-}
-
-// repeat reads leased records again. Leases whose record is gone are ended.
-func (c *Consumer) repeat(h *header, gen uint64, want []lease) ([]Record, error) {
-	s := c.s
-	k := collector{s: s}
-	found := map[uint64]bool{}
-	if h != nil {
-		raw, err := s.load(h)
-		if err != nil {
-			return nil, s.damaged(h, err)
-		}
-		s.mu.Lock()
-		k.boot = s.boots[int64(h.boot)]
-		s.mu.Unlock()
-		i := 0
-		err = new(mark).walk(h, raw, c.slot, want[0].seq, func(v *view) bool {
-			for i < len(want) && want[i].seq < v.seq {
-				i++
-			}
-			if i == len(want) {
-				return false
-			}
-			if want[i].seq == v.seq {
-				r := k.take(v)
-				r.Ord, r.Dup, r.Lane = want[i].ord, true, h.lane
-				found[r.Ord] = true
-			}
-			return true
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if gen != c.gen || c.again != want[0].ord {
-		return nil, nil
-	}
-	touched := 0
-	for _, o := range want {
-		if e := c.leaseLocked(o.ord); !found[o.ord] && e != nil && e.state != stateDone {
-			c.finishLocked(e)
-			touched |= 1 << e.lane
-			s.count.leasesLost++
-		}
-	}
-	c.again = want[len(want)-1].ord + 1
-	c.settleLocked(touched)
-	return k.rs, nil
 }

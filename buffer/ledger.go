@@ -56,6 +56,10 @@ func (s *Store) loseLocked(c *Consumer, bootID int64, lo, hi, dropped, kept uint
 		stream, hi = 0, 0
 	}
 	s.count.lost(reason, dropped)
+	if c.lost == nil {
+		c.lost = map[string]uint64{}
+	}
+	c.lost[reason] += dropped
 	s.dirtyLocked()
 	full := len(s.losses) >= maxLosses
 	for i := len(s.losses) - 1; i >= 0; i-- {
@@ -66,9 +70,13 @@ func (s *Store) loseLocked(c *Consumer, bootID int64, lo, hi, dropped, kept uint
 		if !full && lo > l.hi+1 {
 			break
 		}
+		if lo <= l.hi && kept > 0 { // thinned again: what goes now was kept before
+			l.kept -= min(dropped, l.kept)
+		} else {
+			l.kept += kept
+		}
 		l.lo, l.hi = min(l.lo, lo), max(l.hi, hi)
 		l.dropped += dropped
-		l.kept += kept
 		l.bytes += bytes
 		l.dirty = true
 		return

@@ -25,6 +25,9 @@ type counters struct {
 	window                   time.Time // lately counts since then
 	lately                   [16]int   // flushes by their time, see percentile
 	rescued                  uint64
+	rewritten                uint64 // segments
+	postponed                uint64 // rewrites that failed
+	appended                 int64  // bytes of segments
 	asides                   []string
 	pragmas                  []string
 }
@@ -92,6 +95,13 @@ type Stats struct {
 	Retained  int
 	Facts     int
 
+	FileBytes   int64         // size of the database; of the -wal file below
+	UsedBytes   int64         // of it, in use
+	WALBytes    int64         //
+	FreeDisk    int64         // at the last look; -1: not known
+	ReserveKept bool          // the reserve for a full disk is there
+	Waiting     time.Duration // how long the oldest waiter has been waiting for the disk
+
 	Commits        uint64
 	Flushes        uint64
 	FlushTime      time.Duration // of all flushes
@@ -107,6 +117,8 @@ type Stats struct {
 	Damaged        uint64   // segments set aside
 	Asides         []string // damaged files put aside
 	Rescued        uint64   // records that came back from them
+	Rewritten      uint64   // segments joined, squeezed or thinned
+	Postponed      uint64   // times that this failed and was left for later
 	Pragmas        []string // that did not stick
 }
 
@@ -124,7 +136,10 @@ type ConsumerStats struct {
 	Records int
 	Bytes   int64 // before deflate
 	Leased  int
-	Oldest  time.Time // newest arrival of the oldest segment; zero: nothing, or not known
+	Window  int
+	Exact   bool
+	Lost    map[string]uint64 // by reason, since the start
+	Oldest  time.Time         // newest arrival of the oldest segment; zero: nothing, or not known
 }
 
 // Stats tells how the store is. It costs a walk over the segments.
@@ -136,7 +151,12 @@ func (s *Store) Stats() Stats {
 		Sessions: len(s.tables.sessions), Retained: len(s.tables.retained), Facts: len(s.tables.facts),
 		Commits: c.commits, Flushes: c.flushes, FlushTime: c.flushTime, SlowestFlush: c.slowest,
 		Reads: c.reads, Unwanted: c.unwanted, Lost: maps.Clone(c.losses), Ledger: len(s.losses),
-		LedgerOverflow: c.ledgerOverflow, AcksUnknown: c.acksUnknown, LeasesLost: c.leasesLost, LiveSuspended: c.liveSuspended, Damaged: c.damaged, Asides: slices.Clone(c.asides), Rescued: c.rescued, Pragmas: c.pragmas}
+		LedgerOverflow: c.ledgerOverflow, AcksUnknown: c.acksUnknown, LeasesLost: c.leasesLost, LiveSuspended: c.liveSuspended, Damaged: c.damaged, Asides: slices.Clone(c.asides), Rescued: c.rescued, Rewritten: c.rewritten, Postponed: c.postponed, Pragmas: c.pragmas}
+	st.FileBytes, st.UsedBytes, st.FreeDisk, st.ReserveKept = s.use.file, s.usedLocked(), s.use.free, s.o.Reserve > 0 && !s.spent
+	if wal, err := stat(s.path + "-wal"); err == nil {
+		st.WALBytes = wal.Size
+	}
+	st.Waiting = s.waitingLocked(time.Now())
 	for l := range s.lanes {
 		for _, h := range s.lanes[l].segs {
 			if !h.dead {
@@ -149,12 +169,22 @@ func (s *Store) Stats() Stats {
 		if c == nil {
 			continue
 		}
-		cs := ConsumerStats{ID: c.ID(), Name: c.name, Kind: c.kind, Leased: len(c.open)}
+		cs := ConsumerStats{ID: c.ID(), Name: c.name, Kind: c.kind, Leased: len(c.open), Window: c.o.Window, Exact: c.o.Exact, Lost: maps.Clone(c.lost)}
 		cs.Records, cs.Bytes = c.pendingLocked()
 		cs.Oldest = c.oldestLocked()
 		st.Consumers = append(st.Consumers, cs)
 	}
 	return st
+}
+
+// waitingLocked is how long somebody has been waiting for the disk.
+func (s *Store) waitingLocked(now time.Time) (d time.Duration) {
+	for _, b := range []*batch{s.batch, s.committing} {
+		if b != nil && b.waiters > 0 {
+			d = max(d, now.Sub(b.waiting))
+		}
+	}
+	return d
 }
 
 // Oldest is the newest arrival in the oldest segment that waits for the

@@ -25,6 +25,7 @@ type Store struct {
 	running sync.WaitGroup
 	rescues sync.WaitGroup
 	ending  chan struct{} // closed by Close
+	gone    chan struct{} // closed when the committer has left
 
 	// owned by the committer
 	wal       wal
@@ -37,17 +38,19 @@ type Store struct {
 	db      *db // nil: none could be opened
 	inflate codec
 
-	mu      sync.Mutex // guards all below
-	room    sync.Cond  // the batch was taken
-	limits  Limits
-	batch   *batch
-	failed  *commit // waits for another try
-	retryAt time.Time
-	served  int // waiters of the last commit
-	nextSeq uint64
-	head    uint64 // everything below is committed
-	scratch []byte
-	setBuf  [maxConsumers / 8]byte
+	mu         sync.Mutex // guards all below
+	room       sync.Cond  // the batch was taken
+	limits     Limits
+	batch      *batch
+	committing *batch  // being written, or waiting for another try
+	failed     *commit // waits for another try
+	retryAt    time.Time
+	served     int // waiters of the last commit
+	servedAt   time.Time
+	nextSeq    uint64
+	head       uint64 // everything below is committed
+	scratch    []byte
+	setBuf     [maxConsumers / 8]byte
 
 	lanes     [lanes]lane
 	cache     cache
@@ -62,7 +65,8 @@ type Store struct {
 	dropped   time.Time   // last loss by a bound
 	aged      []*header   // older than MaxAge
 	over      []*Consumer // that may be over their quota
-	fullErr   error       // not nil: appends are refused
+	thinned   thinning
+	fullErr   error // not nil: appends are refused
 
 	state    state
 	spent    bool          // the reserve is gone
@@ -91,9 +95,10 @@ type Store struct {
 	dirtySince time.Time
 	hurry      bool
 	fired      []then
-	closing    bool // Close was called
-	stopped    bool // the last commit is done
-	notified   bool // the notifier has left
+	jobs       []func() // for the committer
+	closing    bool     // Close was called
+	stopped    bool     // the last commit is done
+	notified   bool     // the notifier has left
 	count      counters
 }
 
@@ -148,7 +153,7 @@ func Open(path string, o Options) (*Store, error) {
 	}
 	s := &Store{
 		path: path, o: o, sys: o.sys, reports: report.NewLadder(o.Log), limits: o.Limits.withDefaults(),
-		wake: make(chan struct{}, 1), bell: make(chan struct{}, 1), ending: make(chan struct{}),
+		wake: make(chan struct{}, 1), bell: make(chan struct{}, 1), ending: make(chan struct{}), gone: make(chan struct{}),
 		batch: newBatch(), names: map[string]*Consumer{}, tables: newTables(), boots: map[int64]*boot{},
 		wal: wal{path: path + "-wal", sys: o.sys},
 	}
@@ -297,6 +302,7 @@ func (s *Store) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopped = true
+	close(s.gone)
 	for _, c := range s.slots {
 		if c != nil {
 			c.wakeUp()
@@ -309,6 +315,6 @@ func (s *Store) stop() {
 func (s *Store) SetLimits(l Limits) {
 	s.mu.Lock()
 	s.limits = l.withDefaults()
+	s.hurryLocked()
 	s.mu.Unlock()
-	signal(s.wake)
 }

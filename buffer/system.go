@@ -19,6 +19,8 @@ type system struct {
 	bootID    func() string                   // changes with each start of the kernel
 	query     string                          // more parameters of the database URI
 	exec      func(query string) error        // asked before each statement
+	youngest  int                             // segments at the end of a lane that are not rewritten
+	manySmall int                             // old small segments that start the joining
 }
 
 func machine() *system {
@@ -29,6 +31,8 @@ func machine() *system {
 		mono:      bootTime,
 		bootID:    kernelBootID,
 		exec:      func(string) error { return nil },
+		youngest:  16,
+		manySmall: 1024,
 	}
 }
 

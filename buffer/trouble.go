@@ -242,6 +242,16 @@ func (s *Store) recovered() {
 	}
 }
 
+// rest notes an error of work that may as well be done later: the next commit
+// meets what is behind it.
+func (s *Store) rest(err error) {
+	if err != nil {
+		s.mu.Lock()
+		s.count.postponed++
+		s.mu.Unlock()
+	}
+}
+
 // fail reports a failure; solve that it is over. Both say edges only.
 func (s *Store) fail(err string, level slog.Level, text string) {
 	r, edge := s.reports.Fail(report.Report{Err: err, Level: level, Who: "buffer", Text: text})
