@@ -29,9 +29,9 @@ const (
 	farewellTime  = time.Second // for the last packet to leave and be read
 	receiveMax    = 1000        // announced to 5.0 clients
 	inboundAlias  = 16          // announced to 5.0 clients
+	outboundAlias = 256         // used at most, whatever the client allows
 	fullWait      = 10 * time.Second
 	fullRetry     = 200 * time.Millisecond
-	maxKeepAlives = 65535 * time.Second
 )
 
 // ending is why a connection ends.
@@ -51,8 +51,9 @@ type conn struct {
 	nc   net.Conn
 	addr string
 
-	ip    netip.Addr    // what limits count by
-	local bool          // of this machine: no such limits
+	ip    netip.Addr // what limits count by
+	local bool       // of this machine: no such limits
+	came  time.Time
 	place *list.Element // in the queue of those who did not log in yet; gatekeeper.mu
 
 	// Set before the session is attached, constant afterwards.

@@ -189,7 +189,7 @@ func (c *conn) limits5(p *packet.Connect, set *settings, ack *packet.Connack, ke
 		c.maxOut = int(v)
 	}
 	if v, ok := p.Props.Uint(packet.TopicAliasMaximum); ok {
-		c.aliasMax = uint16(v)
+		c.aliasMax = uint16(min(v, outboundAlias))
 	}
 	return expiry, recv
 }

@@ -317,7 +317,6 @@ func (r *receiver) judge(t *testing.T, s *sender) {
 		}
 	}
 	what := fmt.Sprintf("QoS %d: %d acknowledged, %d received", s.qos, len(s.done), len(got))
-	t.Log(what)
 	if lost > 0 || inversions > 0 || s.qos == 2 && twice > 0 {
 		t.Errorf("%s: %d lost, %d overtaken, %d twice", what, lost, inversions, twice)
 	}

@@ -18,8 +18,10 @@ import (
 // Limits on those who are not authenticated. Clients of this machine count for
 // max_clients only: whoever can log in here needs no broker to do harm.
 const (
-	perAddress        = 50 // connections
-	maxWaiting        = 64 // connections without a CONNECT that was accepted; the oldest goes
+	perAddress        = 50                     // connections
+	maxWaiting        = 64                     // connections without a CONNECT that was accepted; the oldest goes
+	maxBurstWaiting   = 4 * maxWaiting         // ... whatever its age, when so many come at once
+	leastWait         = 500 * time.Millisecond // time to say CONNECT before that
 	waitingPerAddress = 16
 	maxAddresses      = 4096 // addresses and users that are remembered; the oldest goes
 	loginWindow       = time.Minute
@@ -113,16 +115,17 @@ func (g *gatekeeper) enter(c *conn) bool {
 			return false
 		}
 		if a.waiting >= waitingPerAddress {
-			g.pushOutLocked(func(o *conn) bool { return o.ip == c.ip })
+			g.pushOutLocked(func(o *conn) bool { return o.ip == c.ip && now.Sub(o.came) >= leastWait })
+		}
+		if n := g.waiting.Len(); n >= maxWaiting {
+			g.pushOutLocked(func(o *conn) bool { return n >= maxBurstWaiting || now.Sub(o.came) >= leastWait })
 		}
 		a.open++
 		a.waiting++
-	}
-	if g.waiting.Len() >= maxWaiting {
-		g.pushOutLocked(func(*conn) bool { return true })
+		c.came = now
+		c.place = g.waiting.PushBack(c)
 	}
 	g.open++
-	c.place = g.waiting.PushBack(c)
 	return true
 }
 
@@ -151,9 +154,7 @@ func (g *gatekeeper) admittedLocked(c *conn) {
 	}
 	g.waiting.Remove(c.place)
 	c.place = nil
-	if !c.local {
-		g.guests.get(c.ip).waiting--
-	}
+	g.guests.get(c.ip).waiting--
 }
 
 func (g *gatekeeper) leave(c *conn) {

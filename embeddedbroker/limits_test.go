@@ -196,10 +196,17 @@ func TestConnectionLimits(t *testing.T) {
 		r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.MaxClients = 60 })
 		// Those that do not say CONNECT push each other out.
 		var idle []*client
-		for range waitingPerAddress + 1 {
+		for range waitingPerAddress {
 			idle = append(idle, r.dialFrom(packet.V311, "10.0.0.1"))
 		}
+		idle = append(idle, r.dialFrom(packet.V311, "10.0.0.1")) // all at once: that happens
+		nap(leastWait)
+		idle = append(idle, r.dialFrom(packet.V311, "10.0.0.1"))
+		began := time.Now()
 		idle[0].ended()
+		if time.Since(began) != 0 {
+			t.Error("the oldest is still there")
+		}
 		synctest.Wait()
 		idle[1].silent()
 		for _, c := range idle {

@@ -211,7 +211,7 @@ func (m *Memory) Read(id ConsumerID, from Seq, w *Window) error {
 	bytes := 0
 	for i := c.search(from); i < len(c.list); i++ {
 		d := &c.list[i]
-		if _, marked := c.marks[d.Seq]; d.gone || marked {
+		if d.gone {
 			continue
 		}
 		n := int(size(d.Msg))

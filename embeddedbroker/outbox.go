@@ -45,7 +45,8 @@ func (s *session) read(c *conn, from, last Seq, room int) bool {
 	for i := range w.Deliveries {
 		d := &w.Deliveries[i]
 		s.cursor = d.Seq + 1
-		if s.owedLocked(d.Seq) {
+		if s.ahead[d.Seq] || s.owedLocked(d.Seq) {
+			delete(s.ahead, d.Seq)
 			continue
 		}
 		s.arrived++
@@ -63,7 +64,7 @@ func (s *session) read(c *conn, from, last Seq, room int) bool {
 	}
 	if released >= last {
 		s.behind = false // in step: from now on messages come from memory
-		s.dupNext = 0
+		s.dupNext, s.ahead = 0, nil
 		return true
 	}
 	return !s.awaitLocked(last)
@@ -270,6 +271,12 @@ func (s *session) landLocked(i int) {
 	}
 	if s.behind {
 		floor = min(floor, s.cursor)
+		if seq >= s.cursor {
+			if s.ahead == nil {
+				s.ahead = map[Seq]bool{}
+			}
+			s.ahead[seq] = true
+		}
 	}
 	s.floor = max(s.floor, floor)
 	if seq >= s.floor {

@@ -61,12 +61,13 @@ type session struct {
 	moved    time.Time
 
 	// Persistent sessions only.
-	behind  bool // deliveries come from the store, not from q
-	cursor  Seq  // where the next Read begins
-	lastSeq Seq  // the highest delivery that was stored for it
-	floor   Seq  // everything below is settled
-	sent    Seq  // the highest delivery that was written: DUP up to here
-	dupNext int  // further deliveries that may have been written before a crash
+	behind  bool         // deliveries come from the store, not from q
+	cursor  Seq          // where the next Read begins
+	lastSeq Seq          // the highest delivery that was stored for it
+	floor   Seq          // everything below is settled
+	sent    Seq          // the highest delivery that was written: DUP up to here
+	dupNext int          // further deliveries that may have been written before a crash
+	ahead   map[Seq]bool // settled beyond the cursor: Read may still return them
 	settle  []Seq
 	unset   bool // settle or floor changed since the store was told
 	waits   Seq  // what the releaser was asked for
@@ -144,7 +145,7 @@ func (s *session) push(it item) {
 	if it.seq != 0 {
 		s.lastSeq = it.seq
 	}
-	if c == nil || it.seq != 0 && s.behind {
+	if c == nil || it.seq != 0 && (s.behind || it.seq < s.cursor) { // the store has it, or it was read from there already
 		s.mu.Unlock()
 		return
 	}
@@ -217,6 +218,7 @@ func (s *session) attachLocked(c *conn) {
 	s.q0Bytes, s.qBytes, s.burst = 0, 0, 0
 	s.behind = s.consumer != 0
 	s.cursor = s.floor
+	s.ahead = nil
 	s.waits = 0
 }
 

@@ -63,7 +63,7 @@ func (b *Broker) apply(set *settings) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.set.Store(set)
-	clear(b.subs.routes)
+	b.subs.forget()
 	if set.users == nil {
 		return
 	}

@@ -15,10 +15,14 @@ func (c *conn) onSubscribe(p *packet.Subscribe) error {
 	set := c.b.set.Load()
 	ack := packet.Suback{PID: p.PID, Codes: make([]byte, len(p.Filters))}
 	asked := make([]*sub, len(p.Filters))
+	room := c.subscriptionsLeft()
 	for i, f := range p.Filters {
 		s, code, err := c.judge(f, set)
 		if err != nil {
 			return err
+		}
+		if s != nil && i >= room {
+			s, code = nil, c.refused(f, packet.QuotaExceeded)
 		}
 		if ack.Codes[i] = code; s != nil {
 			s.ID = id
@@ -38,13 +42,7 @@ func (c *conn) onSubscribe(p *packet.Subscribe) error {
 // judge makes the subscription of one filter and its code in SUBACK; nil with a
 // code of failure, or with a grant that delivers nothing (3.1 has no failure).
 func (c *conn) judge(f packet.Filter, set *settings) (*sub, byte, error) {
-	refused := packet.NotAuthorized
-	switch c.version {
-	case packet.V311:
-		refused = 0x80
-	case packet.V31:
-		refused = f.QoS
-	}
+	refused := c.refused(f, packet.NotAuthorized)
 	_, rest, shared, ok := splitShare(f.Filter)
 	switch {
 	case shared && !ok:
@@ -67,6 +65,28 @@ func (c *conn) judge(f packet.Filter, set *settings) (*sub, byte, error) {
 		s.NoLocal, s.RetainAsPublished = true, true
 	}
 	return s, f.QoS, nil
+}
+
+// maxSubscriptions bounds what one session may subscribe to.
+const maxSubscriptions = 10_000
+
+// subscriptionsLeft is how many further filters the session may have.
+func (c *conn) subscriptionsLeft() int {
+	c.b.mu.Lock()
+	defer c.b.mu.Unlock()
+	return maxSubscriptions - len(c.sess.subs)
+}
+
+// refused is how a SUBACK of each version says no. 3.1 cannot: it grants, and
+// nothing is delivered.
+func (c *conn) refused(f packet.Filter, code byte) byte {
+	switch c.version {
+	case packet.V311:
+		return 0x80
+	case packet.V31:
+		return f.QoS
+	}
+	return code
 }
 
 // subscribe hangs the subscriptions up and queues their retained messages.

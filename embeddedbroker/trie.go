@@ -5,8 +5,12 @@ import (
 	"strings"
 )
 
-// maxRoutes bounds the cache of matched topics; when it is full it starts anew.
-const maxRoutes = 4096
+// The cache of matched topics starts anew at either bound: topics, and wishes of
+// sessions in all of them together.
+const (
+	maxRoutes = 4096
+	maxWishes = 1 << 16
+)
 
 // sub is one subscription in the trie. Exactly one of sess, local and up is set.
 type sub struct {
@@ -44,6 +48,7 @@ type trie struct {
 	groups  map[string]*shareGroup
 	count   int
 	shared  int
+	wishes  int // in routes
 	routes  map[string]*route
 	mayRead func(s *session, topic string) bool // judged once per route
 }
@@ -104,7 +109,7 @@ func (t *trie) add(s *sub) {
 	}
 	s.node = n
 	t.count++
-	clear(t.routes)
+	t.forget()
 	if !strings.HasPrefix(s.Filter, "$share/") || s.sess == nil {
 		s.pos = len(n.subs)
 		n.subs = append(n.subs, s)
@@ -129,7 +134,7 @@ func (t *trie) remove(s *sub) {
 	}
 	s.node = nil
 	t.count--
-	clear(t.routes)
+	t.forget()
 	if g := s.group; g != nil {
 		t.shared--
 		g.members = slices.DeleteFunc(g.members, func(m *sub) bool { return m == s })
@@ -158,11 +163,18 @@ func (t *trie) route(topic string) *route {
 	r := &route{topic: topic}
 	w := walk{r: r, seen: map[*session]int{}, mayRead: t.mayRead}
 	w.down(&t.root, topic, true)
-	if len(t.routes) >= maxRoutes {
-		clear(t.routes)
+	if len(t.routes) >= maxRoutes || t.wishes+len(r.sessions) > maxWishes {
+		t.forget()
 	}
 	t.routes[topic] = r
+	t.wishes += len(r.sessions)
 	return r
+}
+
+// forget empties the cache: a subscription or a right has changed, or it is full.
+func (t *trie) forget() {
+	clear(t.routes)
+	t.wishes = 0
 }
 
 // walk gathers one route.

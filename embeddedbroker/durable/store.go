@@ -1,7 +1,6 @@
 package durable
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -275,6 +274,3 @@ func (d *Store) lost(c *buffer.Consumer) uint64 {
 	}
 	return d.dropped[c.ID()]
 }
-
-// Sync returns when everything appended so far is on disk.
-func (d *Store) Sync(ctx context.Context) error { return d.s.Sync(ctx) }
