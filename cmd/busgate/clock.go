@@ -26,3 +26,8 @@ func wallClock() (time.Time, bool) {
 	now := time.Now()
 	return now, now.After(buildFloor)
 }
+
+func clockKnown() bool {
+	_, known := wallClock()
+	return known
+}

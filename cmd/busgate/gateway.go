@@ -33,6 +33,7 @@ const (
 	graceStore    = 30 * time.Second
 	syncAtStop    = 4 * time.Second  // of graceUplinks, for the last readings
 	drainUplink   = 10 * time.Second // of graceUplinks, for what still waits
+	maxAlerts     = 64               // of the store, that wait for the bridge
 	statusEvery   = 30 * time.Second // uplink stats on the LAN
 	dataDirectory = 0o750
 )
@@ -52,6 +53,8 @@ type gateway struct {
 	fleet     *devices.Fleet
 	uplinks   *uplinks
 	listeners *listeners
+	alerts    chan report.Report // of the store, which must not wait for the bridge
+	more      []stage            // on top of the others
 
 	mu  sync.Mutex // held during Update
 	cfg *config.Config
@@ -66,7 +69,7 @@ type gatewayOptions struct {
 // openGateway opens everything that can fail: the store, the rooms on top of
 // it, the listeners. Nothing runs yet. Close undoes it.
 func openGateway(cfg *config.Config, log *slog.Logger, o gatewayOptions) (_ *gateway, err error) {
-	g := &gateway{log: log, ladder: report.NewLadder(log), cfg: cfg}
+	g := &gateway{log: log, ladder: report.NewLadder(log), cfg: cfg, alerts: make(chan report.Report, maxAlerts)}
 	defer func() {
 		if err != nil {
 			g.Close()
@@ -75,12 +78,14 @@ func openGateway(cfg *config.Config, log *slog.Logger, o gatewayOptions) (_ *gat
 	if err := os.MkdirAll(cfg.Gateway.DataDir, dataDirectory); err != nil {
 		return nil, fmt.Errorf("data_dir: %w", err)
 	}
-	g.store, err = buffer.Open(filepath.Join(cfg.Gateway.DataDir, "busgate.db"), buffer.Options{Limits: limits(&cfg.Buffer), Log: log, Full: cfg.Buffer.Durability == "full"})
+	g.store, err = buffer.Open(filepath.Join(cfg.Gateway.DataDir, "busgate.db"), buffer.Options{
+		Limits: limits(&cfg.Buffer), Log: log, Alert: g.alert, Full: cfg.Buffer.Durability == "full",
+	})
 	if err != nil {
 		return nil, err
 	}
 	g.durable = durable.New(g.store)
-	g.broker, err = embeddedbroker.New(cfg.Broker, g.durable, embeddedbroker.Options{Log: log, Ladder: g.ladder, Version: version, Reserved: g.reserved})
+	g.broker, err = embeddedbroker.New(cfg.Broker, g.durable, embeddedbroker.Options{Log: log, Ladder: g.ladder, Version: version, Reserved: g.reserved, ClockKnown: clockKnown})
 	if err != nil {
 		return nil, fmt.Errorf("broker: %w", err)
 	}
@@ -123,9 +128,39 @@ func (g *gateway) Run(ctx context.Context, hurry <-chan struct{}, ready func()) 
 		{name: "bridge", grace: graceBridge, run: func(ctx context.Context) error { return g.bridge.Run(ctx, g.fleet) }},
 		{name: "door", grace: graceBroker, run: g.listeners.Door},
 		{name: "devices", grace: graceDevices, run: g.fleet.Run},
-		{name: "status", grace: graceBroker, run: func(ctx context.Context) error { ready(); <-ctx.Done(); return nil }},
+		{name: "alerts", grace: graceBridge, run: g.publishAlerts},
 	}
+	stages = append(stages, g.more...)
+	stages = append(stages, stage{name: "ready", grace: graceBridge, run: func(ctx context.Context) error { ready(); <-ctx.Done(); return nil }})
 	return runStages(ctx, g.log, stages, hurry)
+}
+
+// alert takes a report of the store; it may come from the committer.
+func (g *gateway) alert(r report.Report) {
+	select {
+	case g.alerts <- r:
+	default: // the log has it, and the next edge comes
+		g.log.Warn("too many alerts wait to be published", "err", r.Err)
+	}
+}
+
+func (g *gateway) publishAlerts(ctx context.Context) error {
+	for {
+		select {
+		case r := <-g.alerts:
+			g.bridge.Alert(r)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// serveControl makes the gateway answer commands on ln. It is called before Run.
+func (g *gateway) serveControl(ln net.Listener, reload func(context.Context) (string, error)) {
+	c := &control{store: g.store, rates: g.uplinks.rates, reload: reload}
+	g.more = append(g.more, stage{name: "control", grace: graceBridge, run: func(ctx context.Context) error {
+		return serveControl(ctx, g.log, ln, c.handler())
+	}})
 }
 
 // Update applies a checked configuration to what runs, all or nothing: when a

@@ -63,7 +63,7 @@ func measure(t *testing.T, bin, text string) (rss float64, cpu, took time.Durati
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "busgate.toml")
 	write(t, file, text)
-	p := start(t, nil, bin, "run", "--config", file)
+	p := start(t, nil, bin, "run", "--config", file, "--socket", filepath.Join(filepath.Dir(file), "s"))
 	p.until(t, "that it runs", has("INFO running"))
 	wait := func(d time.Duration) {
 		select {

@@ -278,6 +278,9 @@ func modbusServers(t *testing.T) (tcp, tty string) {
 	return tcp, a
 }
 
+// waitLong is the patience of tests that wait for something to happen at all.
+const waitLong = 30 * time.Second
+
 // waitFor polls until ok says yes. Tests of foreign programs have no other sign to wait for.
 func waitFor(t *testing.T, what string, limit time.Duration, ok func() bool) {
 	t.Helper()
@@ -309,7 +312,7 @@ func TestPeerWholeWay(t *testing.T) {
 	if err := os.WriteFile(file, []byte(deviceMap(dir, broker, tcp, tty, up("one", one, 1), up("two", two, 2))), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	gw := start(t, nil, program(t), "run", "--config", file)
+	gw := start(t, nil, program(t), "run", "--config", file, "--socket", filepath.Join(dir, "s"))
 	reachable(t, broker)
 	lan := start(t, nil, "mosquitto_sub", "-h", "127.0.0.1", "-p", fmt.Sprint(port), "-q", "1", "-R", "-F", "%t %p", "-t", "busgate/#")
 
@@ -399,7 +402,7 @@ func TestPeerKill(t *testing.T) {
 	var due []state // rounds that were older than sync when the kill came
 	line := 0
 	for i := range rounds {
-		gw := start(t, nil, program(t), "run", "--config", file)
+		gw := start(t, nil, program(t), "run", "--config", file, "--socket", filepath.Join(dir, "s"))
 		reachable(t, broker)
 		lan := start(t, nil, "mosquitto_sub", "-h", "127.0.0.1", "-p", fmt.Sprint(port), "-q", "1", "-R", "-F", "%U %t %p", "-t", "busgate/#")
 		r, w := io.Pipe()
@@ -446,7 +449,7 @@ func TestPeerKill(t *testing.T) {
 			}
 		}
 	}
-	gw := start(t, nil, program(t), "run", "--config", file)
+	gw := start(t, nil, program(t), "run", "--config", file, "--socket", filepath.Join(dir, "s"))
 	reachable(t, broker)
 	cloudHas := func() (map[string]bool, []state) {
 		lines := c.sub.lines()
@@ -513,7 +516,7 @@ func TestPeerFailures(t *testing.T) {
 		fmt.Sprintf("[uplink.cloud]\naddresses = [\"mqtt://127.0.0.1:%d\"]\nuser = \"plant\"\npassword_file = %q\n", cloudPort, filepath.Join(dir, "secret")))
 	file := filepath.Join(dir, "busgate.toml")
 	os.WriteFile(file, []byte(text), 0o644)
-	gw := start(t, nil, program(t), "run", "--config", file)
+	gw := start(t, nil, program(t), "run", "--config", file, "--socket", filepath.Join(dir, "s"))
 
 	gw.until(t, "the refused login", has(`uplink cloud: 127.0.0.1 refused user "plant" (not authorised)`))
 	gw.until(t, "the dead device", has("device dead: unit 9 on line gives no answer"))

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"busgate/config"
@@ -20,13 +21,14 @@ func runCommand() command {
 		examples: []string{"busgate run", "busgate run --config /etc/busgate/busgate.toml", "busgate run --log debug"},
 		setup: func(fs *flag.FlagSet) func(context.Context, *env, []string) int {
 			file := fs.String("config", defaultConfig, "the device map, `FILE`")
+			socket := fs.String("socket", defaultSocket, "where other commands reach the daemon, `FILE`")
 			word := fs.String("log", "", "`LEVEL`: error, warn, info, debug or trace; instead of [gateway] log")
-			return func(ctx context.Context, e *env, _ []string) int { return runDaemon(ctx, e, *file, *word) }
+			return func(ctx context.Context, e *env, _ []string) int { return runDaemon(ctx, e, *file, *socket, *word) }
 		},
 	}
 }
 
-func runDaemon(ctx context.Context, e *env, file, word string) int {
+func runDaemon(ctx context.Context, e *env, file, socket, word string) int {
 	cfg, problems := config.Load(file, profiles.FS)
 	if err := config.Print(e.stderr, problems); err != nil {
 		return exitFailed
@@ -52,6 +54,12 @@ func runDaemon(ctx context.Context, e *env, file, word string) int {
 		log.Error(err.Error())
 		return exitFailed
 	}
+	r := &reloader{g: g, log: log, file: file, setLevel: setLevel}
+	if ln, err := openControl(socket); err != nil {
+		log.Warn(err.Error() + "; busgate reload and busgate buffer will not reach this daemon")
+	} else {
+		g.serveControl(ln, r.reload)
+	}
 	hurry := make(chan struct{})
 	stopped := make(chan struct{})
 	signals := make(chan struct{})
@@ -64,7 +72,9 @@ func runDaemon(ctx context.Context, e *env, file, word string) int {
 			case s := <-e.signals:
 				switch {
 				case s == syscall.SIGHUP && ctx.Err() == nil:
-					reload(ctx, e, g, log, file, setLevel)
+					if _, err := r.reload(ctx); err != nil {
+						fmt.Fprintln(e.stderr, err)
+					}
 				case s != syscall.SIGHUP && !hurrying:
 					hurrying = true
 					log.Warn("second signal: stopping without draining")
@@ -103,26 +113,45 @@ func tell(log *slog.Logger, state string) {
 	}
 }
 
+// reloader puts a changed device map into force. Two reloads at a time are one
+// after the other.
+type reloader struct {
+	g        *gateway
+	log      *slog.Logger
+	file     string
+	setLevel func(*config.Config)
+
+	mu sync.Mutex
+}
+
 // reload loads the file again and, if it has no mistakes, gives it to what
-// runs. Otherwise the old configuration keeps running.
-func reload(ctx context.Context, e *env, g *gateway, log *slog.Logger, file string, setLevel func(*config.Config)) {
-	tell(log, reloading())
-	defer tell(log, "READY=1")
-	cfg, problems := config.Load(file, profiles.FS)
+// runs, and says what that did. Otherwise the old configuration keeps running,
+// and the error lists why.
+func (r *reloader) reload(ctx context.Context) (string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	tell(r.log, reloading())
+	defer tell(r.log, "READY=1")
+	cfg, problems := config.Load(r.file, profiles.FS)
+	var listed strings.Builder
+	if err := config.Print(&listed, problems); err != nil {
+		return "", err
+	}
+	const refused = "reload refused, the old configuration keeps running:"
 	if cfg == nil {
-		log.Error("reload refused, the old configuration keeps running:")
-		config.Print(e.stderr, problems)
-		return
+		r.log.Error(refused + " " + count(len(problems), "problem", "problems") + " in " + r.file)
+		return "", errors.New(refused + "\n" + listed.String())
 	}
-	config.Print(e.stderr, problems)
-	changes, err := g.Update(ctx, cfg)
+	changes, err := r.g.Update(ctx, cfg)
 	if err != nil {
-		log.Error("reload refused, the old configuration keeps running: " + err.Error())
-		return
+		r.log.Error(refused + " " + err.Error())
+		return "", fmt.Errorf("%s %w", refused, err)
 	}
-	setLevel(cfg)
-	log.Info("reloaded: " + describe(changes, cfg))
-	tell(log, "STATUS="+summary(cfg))
+	r.setLevel(cfg)
+	done := "reloaded: " + describe(changes, cfg)
+	r.log.Info(done)
+	tell(r.log, "STATUS="+summary(cfg))
+	return listed.String() + done, nil
 }
 
 // describe names what was restarted and counts what went on undisturbed.

@@ -66,12 +66,15 @@ type daemon struct {
 	code    chan int
 }
 
-func startDaemon(t *testing.T, file string) *daemon {
+func startDaemon(t *testing.T, file string, flags ...string) *daemon {
 	t.Helper()
+	if len(flags) == 0 { // not the socket of a daemon that this machine may run
+		flags = []string{"--socket", socketPath(t)}
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	d := &daemon{log: newScreen(), signals: make(chan os.Signal, 1), stop: cancel, code: make(chan int, 1)}
 	e := &env{stdin: strings.NewReader(""), stdout: d.log, stderr: d.log, signals: d.signals}
-	go func() { d.code <- dispatch(ctx, e, commands(), []string{"run", "--config", file}) }()
+	go func() { d.code <- dispatch(ctx, e, commands(), append([]string{"run", "--config", file}, flags...)) }()
 	t.Cleanup(cancel)
 	return d
 }

@@ -35,6 +35,7 @@ type openLink struct {
 	// of the last stats, owned by Run
 	at            time.Time
 	waiting, sent uint64
+	last          bridge.UplinkNumbers // guarded by uplinks.mu
 }
 
 // runningLinks belongs to Run.
@@ -101,10 +102,13 @@ func (u *uplinks) options(name string, consumer *buffer.Consumer, stream *buffer
 	memory := g.facts.room("uplink/" + name)
 	return uplink.Options{
 		Log: g.log, Ladder: g.ladder, Boot: g.store.Boot(), Stream: stream.ID(), Grace: drainUplink,
-		Birth:  func() []*embeddedbroker.Message { return g.bridge.Birth() },
-		Down:   func(ctx context.Context, m *embeddedbroker.Message) error { return g.bridge.Down(ctx, name, m) },
-		Notify: func(s uplink.State) { g.bridge.UplinkState(name, s.Word()) },
-		Clock:  wallClock,
+		Birth: func() []*embeddedbroker.Message { return g.bridge.Birth() },
+		Down:  func(ctx context.Context, m *embeddedbroker.Message) error { return g.bridge.Down(ctx, name, m) },
+		Notify: func(s uplink.State) {
+			g.bridge.UplinkState(name, s.Word())
+			g.broker.UplinkState(name, s.Connected())
+		},
+		Clock: wallClock,
 		Usage: func() (int, int64, time.Duration) {
 			n, b := consumer.Pending()
 			age := time.Duration(0)
@@ -282,6 +286,7 @@ func (u *uplinks) status() map[string]uplink.Status {
 // publishStats says on the LAN how each uplink does; rates are those since the
 // last time.
 func (u *uplinks) publishStats() {
+	lost := dropped(u.g.store)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for name, l := range u.links {
@@ -290,22 +295,36 @@ func (u *uplinks) publishStats() {
 		took := now.Sub(l.at).Seconds()
 		n := bridge.UplinkNumbers{
 			Queue: st.Pending, Bytes: st.Bytes, Oldest: st.Oldest, Sent: st.Sent, Repeated: st.Repeated,
-			Dropped: dropped(u.g.store, l.consumer), LastError: st.LastError, Since: st.Since, ETA: -1,
+			Dropped: lost[name], LastError: st.LastError, Since: st.Since, ETA: -1,
 			Out: float64(st.Sent-l.sent) / took,
 			In:  max(0, float64(st.Sent-l.sent)+float64(waiting)-float64(l.waiting)) / took,
 		}
 		if net := n.Out - n.In; net > 0 || st.Pending == 0 {
 			n.ETA = time.Duration(float64(st.Pending) / max(net, 1e-9) * float64(time.Second))
 		}
-		l.at, l.waiting, l.sent = now, waiting, st.Sent
+		l.at, l.waiting, l.sent, l.last = now, waiting, st.Sent, n
 		u.g.bridge.UplinkStats(name, n)
 	}
 }
 
-// dropped counts what the store lost for a consumer and nobody was told yet.
-func dropped(s *buffer.Store, c *buffer.Consumer) (n uint64) {
-	for _, l := range s.Losses(c) {
-		n += l.Dropped
+// rates are the numbers of the last publishStats, by uplink.
+func (u *uplinks) rates() map[string]bridge.UplinkNumbers {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	out := make(map[string]bridge.UplinkNumbers, len(u.links))
+	for name, l := range u.links {
+		out[name] = l.last
 	}
-	return n
+	return out
+}
+
+// dropped counts what the store lost for each consumer since the start.
+func dropped(s *buffer.Store) map[string]uint64 {
+	out := map[string]uint64{}
+	for _, c := range s.Stats().Consumers {
+		for _, n := range c.Lost {
+			out[c.Name] += n
+		}
+	}
+	return out
 }
