@@ -222,7 +222,7 @@ func (s *Store) refuseLocked(r *Record) {
 				n = k.N
 			}
 		}
-		s.loseLocked(c, s.boot.id, n, n, 1, 0, int64(len(r.Topic)+len(r.Payload)+len(r.Props)), reasonBytes)
+		s.loseLocked(c, s.boot.id, n, n, 1, 0, int64(len(r.Topic)+len(r.Payload)+len(r.Props)), s.overLocked())
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 // reading is a message as a poller makes it.
 func reading(i int) Record {
 	return Record{Lane: LaneLive, Topic: "busgate/gw1/meter1/state", Kind: 1, Thinnable: true, Mono: time.Duration(i) * 100 * time.Millisecond,
-		Payload: fmt.Appendf(nil, `{"ts":%d,"clk":"ntp","n":%d,"energy":%.1f,"power":%d,"voltage":%.1f}`, 1782000000000+i*100, i, 1000+float64(i)/10, 200+i%50, 230+float64(i%20)/10)}
+		Payload: fmt.Appendf(nil, `{"ts":%d,"clk":"ntp","n":%d,"energy":%.1f,"power":%d,"voltage":%.1f}`, int64(1782000000000)+int64(i)*100, i, 1000+float64(i)/10, 200+i%50, 230+float64(i%20)/10)}
 }
 
 func batchOf(n int, to ...ConsumerID) []Record {

@@ -98,7 +98,7 @@ func (s *Store) perform(t *commit, last bool) {
 	if err == nil && (!t.b.empty() || s.unflushed && t.b.waiters > 0) {
 		err = s.flush()
 	}
-	if err != nil && last && wounded(err) && s.replace(err) == nil { // the rescue is for the next start
+	if err != nil && last && wounded(err) && s.replace(t, err) == nil { // the rescue is for the next start
 		if err = s.write(t); err == nil {
 			err = s.flush()
 		}
@@ -151,6 +151,11 @@ func (s *Store) write(t *commit) error {
 		return ErrReadOnly
 	}
 	err := s.db.transaction(func() error {
+		for _, h := range t.trims { // first: on a full disk their pages are needed
+			if err := s.db.exec(sqlDeleteSeg, h.id()); err != nil {
+				return err
+			}
+		}
 		for i := range t.segs {
 			if err := s.db.exec(sqlInsertSeg, t.segs[i].row()...); err != nil {
 				return err
@@ -161,11 +166,6 @@ func (s *Store) write(t *commit) error {
 				if err := s.db.exec(o.query, o.args...); err != nil {
 					return err
 				}
-			}
-		}
-		for _, h := range t.trims {
-			if err := s.db.exec(sqlDeleteSeg, h.id()); err != nil {
-				return err
 			}
 		}
 		return nil

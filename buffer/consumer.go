@@ -16,7 +16,7 @@ const (
 	defaultQuotaBytes   = 64 << 20
 	defaultQuotaRecords = 100000
 
-	maxOpenBytes = 8 << 10 // of the column open
+	maxOpenBytes = 16 << 10 // of the column open: maxWindow leases fit
 )
 
 // Consumer is somebody durable that records wait for. All methods are safe for

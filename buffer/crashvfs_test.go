@@ -17,7 +17,7 @@ import (
 	"modernc.org/sqlite/lib"
 )
 
-var cuts = flag.Int("cuts", 200, "power cuts of TestPowerCutInMemory")
+var cuts = flag.Int("cuts", 120, "power cuts of TestPowerCutInMemory")
 
 // crashVFS is a shim over SQLite's "unix" VFS, registered as "crash", that
 // records every write, truncate, sync and delete. state makes of the record

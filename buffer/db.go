@@ -13,6 +13,7 @@ import (
 
 // Result codes of SQLite that the store tells apart, without their extended part.
 const (
+	codeBusy     = 5
 	codeReadOnly = 8
 	codeIO       = 10
 	codeCorrupt  = 11

@@ -340,17 +340,27 @@ func (s *Store) Load(fn func(Change) error) error {
 			return fmt.Errorf("load %s: %w", s.path, err)
 		}
 	}
+	for _, r := range s.released() {
+		if err := fn(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// released lists what is owed to sessions.
+func (s *Store) released() (rs []Released) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, c := range s.slots {
 		if c == nil || c.kind != SessionLog {
 			continue
 		}
 		for _, e := range c.open {
 			if e.state == stateReleased {
-				if err := fn(Released{c.ID(), e.seq, uint16(e.ord)}); err != nil {
-					return err
-				}
+				rs = append(rs, Released{c.ID(), e.seq, uint16(e.ord)})
 			}
 		}
 	}
-	return nil
+	return rs
 }

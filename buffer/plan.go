@@ -49,14 +49,14 @@ func (s *Store) run() {
 
 // work commits what is due and keeps the bounds.
 func (s *Store) work(p plan) {
-	s.mu.Lock()
-	look := p.house && time.Since(s.measured) >= houseEvery
-	s.mu.Unlock()
-	if look {
-		s.measure()
-		s.keepReserve()
-	}
-	if p.house {
+	if p.house && !p.closing {
+		s.mu.Lock()
+		look := time.Since(s.measured) >= houseEvery
+		s.mu.Unlock()
+		if look {
+			s.measure()
+			s.keepReserve()
+		}
 		s.tidy()
 		s.rest(s.tend())
 	}
@@ -64,8 +64,10 @@ func (s *Store) work(p plan) {
 	t := s.takeBatchLocked(p.house)
 	s.mu.Unlock()
 	s.perform(t, p.closing)
-	s.quotas()
-	s.relieve()
+	if !p.closing {
+		s.quotas()
+		s.relieve()
+	}
 }
 
 // planLocked says what is to be done next, and when. What is taken up for

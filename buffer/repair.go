@@ -203,15 +203,16 @@ func (s *Store) forgetOldSets() {
 }
 
 // replace puts the file aside and goes on with a new one, made of what RAM
-// knows; the records are rescued in the background. The committer calls it.
-func (s *Store) replace(cause error) error {
+// knows; the records are rescued in the background. Of the transaction t only
+// its batch is still to be written. The committer calls it.
+func (s *Store) replace(t *commit, cause error) error {
 	s.io.Lock()
 	defer s.io.Unlock()
 	aside, err := s.setAside()
 	if err != nil {
 		return err
 	}
-	known := s.forgetDisk()
+	known := s.forgetDisk(t)
 	if err := s.renew(); err != nil {
 		return err
 	}
@@ -234,7 +235,7 @@ func (s *Store) sayAside(aside string, cause error) {
 
 // forgetDisk takes everything that was on the disk only out of RAM and returns
 // what the consumers had and wanted.
-func (s *Store) forgetDisk() map[int]*Consumer {
+func (s *Store) forgetDisk(t *commit) map[int]*Consumer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	known := map[int]*Consumer{}
@@ -249,10 +250,8 @@ func (s *Store) forgetDisk() map[int]*Consumer {
 		known[slot] = old
 	}
 	s.trims, s.trimSpace, s.aged = nil, 0, nil
-	if s.failed != nil {
-		s.failed.trims = nil
-	}
-	s.tables.lose(s.batch, s.failed)
+	t.trims, t.rows = nil, nil
+	s.tables.lose(slices.Concat(t.b.ops, s.batch.ops))
 	for l := range s.lanes {
 		for _, h := range s.lanes[l].segs {
 			if h.ram == nil && !h.dead {

@@ -130,6 +130,7 @@ func (f *fields) set() string {
 	}
 	var u [maxConsumers / 8]byte
 	slot, size := -1, 0
+	f.bad = f.bad || h == 0 // nobody
 	for range h >> 1 {
 		slot += int(f.uvarint(maxConsumers)) + 1
 		if f.bad || slot >= maxConsumers {

@@ -95,9 +95,9 @@ type Stats struct {
 	Retained  int
 	Facts     int
 
-	FileBytes   int64         // size of the database; of the -wal file below
+	FileBytes   int64         // size of the database at the last look, within a minute
 	UsedBytes   int64         // of it, in use
-	WALBytes    int64         //
+	WALBytes    int64         // size of the -wal file
 	FreeDisk    int64         // at the last look; -1: not known
 	ReserveKept bool          // the reserve for a full disk is there
 	Waiting     time.Duration // how long the oldest waiter has been waiting for the disk

@@ -176,6 +176,12 @@ func Open(path string, o Options) (*Store, error) {
 // disk that can be written the store begins in RAM.
 func (s *Store) begin() {
 	err := s.attach()
+	for range 2 { // another program reads the file: it will be done soon
+		if code(err) == codeBusy {
+			s.forgetAll()
+			err = s.attach()
+		}
+	}
 	_, newer := errors.AsType[*versionError](err)
 	if wounded(err) || newer {
 		var aside string

@@ -94,8 +94,9 @@ func lostKey(c Change) string {
 	return ""
 }
 
-// lose notes that the file is gone: all rows but those that batches still hold.
-func (t *tables) lose(open *batch, failed *commit) {
+// lose notes that the file is gone: all rows but those of ops, which are still
+// to be written.
+func (t *tables) lose(ops []op) {
 	t.lost = map[string]bool{}
 	ids := map[int64]string{}
 	for client, ses := range t.sessions {
@@ -110,10 +111,6 @@ func (t *tables) lose(open *batch, failed *commit) {
 	}
 	for key := range t.facts {
 		t.lost[lostKey(Fact{Key: key})] = true
-	}
-	ops := open.ops
-	if failed != nil {
-		ops = slices.Concat(failed.b.ops, ops)
 	}
 	for _, o := range ops {
 		switch o.query {

@@ -40,7 +40,7 @@ func (s *Store) trouble(t *commit, err error) {
 	switch c := code(err); {
 	case c == codeCorrupt || c == codeNotADB:
 		if t.tries <= maxTries {
-			if err := s.replace(err); err == nil {
+			if err := s.replace(t, err); err == nil {
 				t.healthy = true
 				return
 			}
@@ -220,7 +220,7 @@ func (s *Store) mend(t *commit) error {
 	}
 	err := s.reopen()
 	if c := code(err); c == codeCorrupt || c == codeNotADB || errors.Is(err, errDamaged) || errors.Is(err, fs.ErrNotExist) {
-		return s.replace(err)
+		return s.replace(t, err)
 	}
 	return err
 }
