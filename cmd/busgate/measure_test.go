@@ -31,7 +31,7 @@ func TestMeasure(t *testing.T) {
 	}
 	shipped := func(arch string) string {
 		file := filepath.Join(t.TempDir(), "busgate-"+arch)
-		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", file, ".")
+		build := exec.Command("go", "build", "-trimpath", "-tags", "nethttpomithttp2", "-ldflags", "-s -w", "-o", file, ".")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
 		if out, err := build.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
