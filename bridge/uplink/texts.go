@@ -49,7 +49,11 @@ func (d diagnosis) text(wait time.Duration) string {
 	t := d.body + ". Next try in " + report.Duration(max(wait, time.Second))
 	if d.usage != nil {
 		if n, _, _ := d.usage(); n > 0 {
-			t += fmt.Sprintf("; %s messages wait, nothing is lost", report.Count(n))
+			what := "messages wait"
+			if n == 1 {
+				what = "message waits"
+			}
+			t += fmt.Sprintf("; %s %s, nothing is lost", report.Count(n), what)
 		}
 	}
 	return t

@@ -82,12 +82,10 @@ func overloads(cfg *config.Config, loads []devices.Load) []config.Problem {
 
 // outlook says what a file without mistakes will do.
 func outlook(w io.Writer, cfg *config.Config, loads []devices.Load, problems []config.Problem) {
-	warnings := len(problems)
 	fmt.Fprintf(w, "%s: ok: %s, %s, %s, %s\n", cfg.Path, count(len(cfg.Buses), "bus", "buses"), count(len(cfg.Devices), "device", "devices"),
-		count(len(cfg.Uplinks), "uplink", "uplinks"), count(warnings, "warning", "warnings"))
+		count(len(cfg.Uplinks), "uplink", "uplinks"), count(len(problems), "warning", "warnings"))
 	if len(cfg.Devices) == 0 {
-		fmt.Fprintln(w, "no devices yet: busgate scan")
-		return
+		return // a warning says so
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, l := range loads {

@@ -46,9 +46,6 @@ func runDaemon(ctx context.Context, e *env, file, socket, word string) int {
 	}
 	setLevel(cfg)
 	log := newLog(e.stderr, &lv)
-	if len(cfg.Devices) == 0 {
-		log.Info("no devices yet: busgate scan")
-	}
 	g, err := openGateway(cfg, log, gatewayOptions{})
 	if err != nil {
 		log.Error(err.Error())
