@@ -49,8 +49,8 @@ func usersFile(t *testing.T, lines ...string) string {
 }
 
 func TestUsersFile(t *testing.T) {
-	hash := HashPassword([]byte("secret"))
-	u, err := parseUsers("f", []byte("# comment\r\njoe:"+hash+"\r\n\nann:"+HashPassword([]byte("other"))+"\n"))
+	hash := HashPassword([]byte("secret"), HashIterations)
+	u, err := parseUsers("f", []byte("# comment\r\njoe:"+hash+"\r\n\nann:"+HashPassword([]byte("other"), HashIterations)+"\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestUsersFileOfMosquitto(t *testing.T) {
 }
 
 func FuzzUsersFile(f *testing.F) {
-	f.Add([]byte("joe:" + HashPassword([]byte("x")) + "\nold:$6$c2FsdHNhbHQ=$"))
+	f.Add([]byte("joe:" + HashPassword([]byte("x"), HashIterations) + "\nold:$6$c2FsdHNhbHQ=$"))
 	f.Add([]byte("a:$7$101$YQ==$YQ==\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		u, err := parseUsers("f", b)
@@ -117,7 +117,7 @@ func FuzzUsersFile(f *testing.F) {
 func TestLogin(t *testing.T) {
 	covers(t, "5", "MQTT-3.1.4-2")
 	synctest.Test(t, func(t *testing.T) {
-		path := usersFile(t, "joe:"+HashPassword([]byte("secret")))
+		path := usersFile(t, "joe:"+HashPassword([]byte("secret"), HashIterations))
 		r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.Anonymous, c.Users = false, path })
 		for _, v := range versions {
 			refused := packet.Refused3NotAuth
@@ -143,7 +143,7 @@ func TestLogin(t *testing.T) {
 		// The file changes: ann comes, joe goes.
 		joe := r.dial(packet.V5)
 		joe.login("joe", "secret")
-		if err := os.WriteFile(path, []byte("ann:"+HashPassword([]byte("new secret"))+"\n"), 0o600); err != nil {
+		if err := os.WriteFile(path, []byte("ann:"+HashPassword([]byte("new secret"), HashIterations)+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		nap(2 * lookInterval)
@@ -163,7 +163,7 @@ func TestLogin(t *testing.T) {
 
 func TestFailedLoginsAreSlowedAndShutOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		path := usersFile(t, "joe:"+HashPassword([]byte("secret")))
+		path := usersFile(t, "joe:"+HashPassword([]byte("secret"), HashIterations))
 		r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.Anonymous, c.Users = false, path })
 		for i := range loginFailures {
 			began := time.Now()

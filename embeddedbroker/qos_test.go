@@ -235,6 +235,8 @@ func TestOversizeForClient(t *testing.T) {
 			t.Errorf("id %d: a skipped message keeps its own", m.PID)
 		}
 		p.publish("t", "0123456789012345678901234567890123456789", 1, 1)
+		p.publish("t", "last", 1, 2) // what comes behind it says that it was dealt with
+		c.take("t", "last")
 		c.ping()
 		if i := r.b.Clients()[0]; i.Inflight != 0 || i.Queued != 0 {
 			t.Errorf("%+v", i)

@@ -47,7 +47,7 @@ func LoadUsers(path string) (*Users, error) {
 }
 
 func parseUsers(path string, text []byte) (*Users, error) {
-	u := &Users{byName: map[string]password{}, dummy: password{iterations: hashIterations, salt: make([]byte, 12), hash: make([]byte, 64)}}
+	u := &Users{byName: map[string]password{}, dummy: password{iterations: HashIterations, salt: make([]byte, 12), hash: make([]byte, 64)}}
 	n := 0
 	for line := range bytes.Lines(text) {
 		n++
@@ -90,18 +90,19 @@ func parsePassword(s string) (p password, ok bool) {
 	return p, err1 == nil && err2 == nil && len(p.hash) == sha512.Size
 }
 
-// hashIterations is what HashPassword spends: a login costs some 10 ms on a Pi.
-const hashIterations = 20_000
+// HashIterations is what a password is worth by default: a login costs some 10 ms on a Pi.
+const HashIterations = 20_000
 
 // HashPassword makes what stands behind the colon of a line in a users file.
-func HashPassword(secret []byte) string {
+// iterations is at least 1; mosquitto_passwd takes 101.
+func HashPassword(secret []byte, iterations int) string {
 	salt := make([]byte, 12)
 	rand.Read(salt)
-	sum, err := pbkdf2.Key(sha512.New, string(secret), salt, hashIterations, sha512.Size)
+	sum, err := pbkdf2.Key(sha512.New, string(secret), salt, iterations, sha512.Size)
 	if err != nil {
 		panic("embeddedbroker: " + err.Error()) // fixed parameters of ours
 	}
-	return fmt.Sprintf("$7$%d$%s$%s", hashIterations, base64.StdEncoding.EncodeToString(salt), base64.StdEncoding.EncodeToString(sum))
+	return fmt.Sprintf("$7$%d$%s$%s", iterations, base64.StdEncoding.EncodeToString(salt), base64.StdEncoding.EncodeToString(sum))
 }
 
 // Has says whether there is a user of that name.
