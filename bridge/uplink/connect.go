@@ -162,6 +162,11 @@ func (l *Link) login(w *wire, clean bool) (present bool, err error) {
 		return false, err
 	}
 	if _, err := w.conn.Write(b.Bytes()); err != nil {
+		// A broker that refuses our certificate says so after our side of a TLS
+		// 1.3 handshake and closes: its alert may be there to be read.
+		if _, rerr := w.conn.Read(make([]byte, 1)); remoteAlert(rerr) {
+			err = rerr
+		}
 		return false, err
 	}
 	answer, err := w.read()
@@ -179,6 +184,12 @@ func (l *Link) login(w *wire, clean bool) (present bool, err error) {
 		return false, fmt.Errorf("%w: CONNACK says session present after CleanSession", errMalformed)
 	}
 	return ack.SessionPresent, nil
+}
+
+// remoteAlert says that err is an alert of the other side of a TLS connection.
+func remoteAlert(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error"
 }
 
 // connect is our CONNECT. The password is read from its file each time.
