@@ -307,13 +307,15 @@ func (u *uplinks) publishStats() {
 	}
 }
 
-// rates are the numbers of the last publishStats, by uplink.
+// rates are the numbers of the last publishStats, by uplink; none before that.
 func (u *uplinks) rates() map[string]bridge.UplinkNumbers {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	out := make(map[string]bridge.UplinkNumbers, len(u.links))
 	for name, l := range u.links {
-		out[name] = l.last
+		if !l.last.Since.IsZero() {
+			out[name] = l.last
+		}
 	}
 	return out
 }
