@@ -179,7 +179,7 @@ func describe(d config.Changes, cfg *config.Config) string {
 			undisturbed--
 		}
 	}
-	return fmt.Sprintf("%s; %d devices went on undisturbed", strings.Join(parts, "; "), undisturbed)
+	return fmt.Sprintf("%s; %s went on undisturbed", strings.Join(parts, "; "), count(undisturbed, "device", "devices"))
 }
 
 func effectWord(e config.Effect) string {
