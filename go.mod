@@ -6,6 +6,7 @@ require (
 	github.com/BurntSushi/toml v1.6.0
 	github.com/eclipse/paho.mqtt.golang v1.5.1
 	github.com/goburrow/modbus v0.1.0
+	github.com/klauspost/compress v1.18.2
 	go.bug.st/serial v1.8.0
 	golang.org/x/sys v0.48.0
 	modernc.org/libc v1.77.1

@@ -19,7 +19,7 @@ func (c *Consumer) Ack(ords ...uint64) {
 		c.acks++
 	}
 	if c.acks >= 1000 {
-		c.s.hurryLocked()
+		c.s.saveLocked()
 	}
 	c.settleLocked(touched)
 }

@@ -8,8 +8,8 @@ import (
 
 const (
 	batchBytes   = 4 << 20
-	batchRecords = 65536 // appends and records
-	linger       = 5 * time.Millisecond
+	batchRecords = 65536                // appends and records
+	linger       = 5 * time.Millisecond // the most that a commit waits for those who may join it
 )
 
 // batch is what the next transaction writes: collected under Store.mu, then
@@ -30,6 +30,8 @@ type batch struct {
 	waiters        int
 	waiting        time.Time // first waiter
 	last           uint64    // highest number given out
+	asked          time.Time // when mono was the time since the kernel started
+	mono           time.Duration
 
 	thens []func(error)
 	fired bool
@@ -78,8 +80,12 @@ func (s *Store) append(rs []Record, cs []Change, wait bool) Ticket {
 	}
 	b := s.batch
 	t := Ticket{s: s, b: b, seq: s.nextSeq}
+	var set []byte
 	for i := range rs {
-		s.addLocked(&rs[i], s.boot.id)
+		if i == 0 || !slices.Equal(rs[i].To, rs[i-1].To) {
+			set = s.setLocked(rs[i].To)
+		}
+		s.addLocked(&rs[i], set, s.boot.id)
 	}
 	if len(rs) == 0 {
 		s.nextSeq++
@@ -149,7 +155,9 @@ func (s *Store) urgeLocked() {
 		s.batch.waiting = time.Now()
 		signal(s.wake)
 	}
-	s.batch.waiters++
+	if s.batch.waiters++; s.batch.waiters == s.expect {
+		signal(s.wake)
+	}
 }
 
 // persistLocked asks for a commit that holds the state of c.
@@ -163,13 +171,13 @@ func (s *Store) persistLocked(c *Consumer) Ticket {
 	return Ticket{s: s, b: s.batch, seq: s.nextSeq}
 }
 
-// addLocked gives a record of a boot its number and puts it into the batch.
-func (s *Store) addLocked(r *Record, boot int64) {
+// addLocked gives a record of a boot, for the consumers of set, its number and
+// puts it into the batch.
+func (s *Store) addLocked(r *Record, set []byte, boot int64) {
 	r2 := *r
 	r = &r2
 	r.Seq = s.nextSeq
 	s.nextSeq++
-	set := s.setLocked(r.To)
 	if len(set) == 0 {
 		s.count.unwanted++
 		return
@@ -183,7 +191,7 @@ func (s *Store) addLocked(r *Record, boot int64) {
 		numbers = nil
 	} else {
 		if r.Mono == 0 {
-			r.Mono = s.sys.mono()
+			r.Mono = s.monoLocked()
 		}
 		if r.At.IsZero() && s.clock.known {
 			r.At = s.clock.at(r.Mono)
@@ -198,14 +206,30 @@ func (s *Store) addLocked(r *Record, boot int64) {
 		}
 	}
 	sb := b.open[r.Lane]
-	if sb == nil || sb.boot != boot || !sb.fits(set, len(r.Topic)+len(r.Payload)+len(r.Props)+recordOverhead) {
-		sb = &builder{lane: r.Lane, boot: boot}
+	at, fits := sb.place(set, r.bound())
+	if !fits || sb.boot != boot {
+		raw := s.rawHint[r.Lane]
+		if sb != nil {
+			raw = segBytes
+		}
+		sb, at = &builder{lane: r.Lane, boot: boot, raw: make([]byte, 0, raw)}, 0
 		b.open[r.Lane] = sb
 		b.segs = append(b.segs, sb)
 	}
 	before := len(sb.raw)
-	s.scratch = sb.put(s.scratch, r, set)
+	s.scratch = sb.put(s.scratch, r, set, at)
 	b.bytes += len(sb.raw) - before
+}
+
+// monoLocked is the time for the stamps of a batch: its first record asks the
+// kernel, whose answer costs more than the rest of an Append, and the others
+// count on from there.
+func (s *Store) monoLocked() time.Duration {
+	b := s.batch
+	if b.asked.IsZero() {
+		b.asked, b.mono = time.Now(), s.sys.mono()
+	}
+	return b.mono + time.Since(b.asked)
 }
 
 // refuseLocked drops a record that nobody waits for and that has no room: the
@@ -226,10 +250,12 @@ func (s *Store) refuseLocked(r *Record) {
 	}
 }
 
-// recordOverhead bounds what the encoding adds to topic, properties and payload
-// of most records; numbers of many streams may exceed it, which only makes a
-// segment a little larger.
-const recordOverhead = 64
+// bound is about the most that the encoding of a record takes; numbers of many
+// streams may exceed it, which only makes a segment a little larger.
+func (r *Record) bound() int {
+	const overhead = 64
+	return len(r.Topic) + len(r.Payload) + len(r.Props) + overhead
+}
 
 // setLocked is the set of the consumers in ids that exist; valid until the next call.
 func (s *Store) setLocked(ids []ConsumerID) []byte {

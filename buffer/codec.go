@@ -2,10 +2,11 @@ package buffer
 
 import (
 	"bytes"
-	"compress/flate"
 	"encoding/binary"
 	"fmt"
 	"io"
+
+	"github.com/klauspost/compress/flate"
 )
 
 // codec compresses and inflates; one owner at a time.

@@ -8,10 +8,11 @@ import (
 )
 
 const (
-	houseEvery   = time.Second // cursors, trims and counters are saved after this
-	trimMost     = 256         // rows of a transaction
-	walPages     = 1000        // written before a checkpoint
-	measureEvery = time.Minute // without other work
+	houseEvery   = time.Second           // cursors, trims and counters are saved after this
+	saveWait     = 10 * time.Millisecond // or cursors after this, when many deliveries were acknowledged
+	trimMost     = 256                   // rows of a transaction
+	walPages     = 1000                  // written before a checkpoint
+	measureEvery = time.Minute           // without other work
 )
 
 // commit is what one transaction writes. It may run again after a failure:
@@ -36,11 +37,19 @@ type segment struct {
 // takeBatchLocked swaps the batch and gathers what else is due.
 func (s *Store) takeBatchLocked(house bool) *commit {
 	t := &commit{b: s.batch}
+	for l, sb := range t.b.open {
+		if sb != nil {
+			s.rawHint[l] = min(len(sb.raw), segBytes)
+		}
+	}
 	s.batch, s.committing = newBatch(), t.b
+	s.batch.thens = make([]func(error), 0, len(t.b.thens)) // mostly as many as before
 	s.room.Broadcast()
 	s.commitTopsLocked(t.b.tops)
+	save := house || !s.saveAt.IsZero()
+	s.saveAt = time.Time{}
 	for _, c := range s.slots {
-		if c != nil && (t.b.save[c] || house && c.dirty) {
+		if c != nil && (t.b.save[c] || save && c.dirty) {
 			t.rows = append(t.rows, op{sqlConsumer, c.row()})
 			c.dirty, c.acks = false, 0
 		}
@@ -93,6 +102,7 @@ func (s *Store) takeLossesLocked(t *commit) {
 // perform writes t, flushes it, makes it visible and fires its tickets. What
 // fails is kept for another try with the same numbers, except at the end.
 func (s *Store) perform(t *commit, last bool) {
+	began := time.Now()
 	s.pack(t)
 	err := s.write(t)
 	if err == nil && (!t.b.empty() || s.unflushed && t.b.waiters > 0) {
@@ -119,7 +129,10 @@ func (s *Store) perform(t *commit, last bool) {
 		s.fireLocked(then{fn, err})
 	}
 	t.b.thens, t.b.ops, t.b.at = nil, nil, nil
-	s.served, s.servedAt = t.b.waiters, time.Now()
+	s.expect, s.servedAt = t.b.waiters+s.batch.waiters, time.Now()
+	if t.b.waiters > 0 {
+		s.pace += (s.servedAt.Sub(began) - s.pace) / 4
+	}
 	s.committing = nil
 	s.mu.Unlock()
 	close(t.b.done)
@@ -184,13 +197,18 @@ func (g *segment) row() []any {
 	return []any{h.id(), h.last, h.n, h.ts, h.boot, h.raw, g.need, checksum(g.need, g.data), g.data}
 }
 
-// pages estimates what t adds to the -wal file.
+// pages estimates what t adds to the -wal file: small rows share the last page
+// of their table, large ones touch the list of free pages, too.
 func (t *commit) pages() int {
-	n := 2 + len(t.rows)/16 + len(t.b.ops)/4 + len(t.trims)/2
+	n := 1 + (len(t.rows)+15)/16 + len(t.b.ops)/4 + len(t.trims)/2
+	bytes := int64(0)
 	for _, g := range t.segs {
-		n += int(g.h.space()/pageSize) + 1
+		bytes += g.h.space()
+		if g.h.space() > pageSize {
+			n++
+		}
 	}
-	return n
+	return n + int(bytes/pageSize)
 }
 
 // flush makes what is committed durable.

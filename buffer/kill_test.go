@@ -21,6 +21,9 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv(killChild); path != "" {
 		killed(path)
 	}
+	if path := os.Getenv(openChild); path != "" {
+		opened(path)
+	}
 	os.Exit(m.Run())
 }
 

@@ -96,6 +96,7 @@ func (c *Consumer) lease(r *reader, limit int) ([]Record, Ticket, error) {
 		}
 		p.m = r.marks[p.h.lane]
 		k := collector{s: s, boot: s.boots[int64(p.h.boot)]}
+		k.expect(room, p.h)
 		s.mu.Unlock()
 
 		raw, err := s.load(p.h)

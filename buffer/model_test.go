@@ -13,7 +13,7 @@ import (
 
 var (
 	seed  = flag.Uint64("seed", 0, "seed of TestModel; 0: by the clock")
-	steps = flag.Int("steps", 5000, "operations of TestModel")
+	steps = flag.Int("steps", 10000, "operations of TestModel")
 )
 
 // wanted is a record that the model says a consumer must still get.

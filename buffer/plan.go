@@ -102,17 +102,16 @@ func (s *Store) planLocked() (p plan) {
 	}
 	switch {
 	case b.entries == 0:
-	case b.waiters > 1 || b.waiters == 1 && s.served > 1:
-		from := b.waiting // who was served just now may come again
+	case b.waiters > 0 && b.waiters >= s.expect: // all who can come are here
+		sooner(now)
+	case b.waiters > 0: // who was served just now may come again
+		from := b.waiting
 		if s.servedAt.After(from) {
 			from = s.servedAt
 		}
-		sooner(from.Add(linger))
+		sooner(from.Add(min(linger, s.pace)))
 		fallthrough
 	default:
-		if b.waiters == 1 && s.served <= 1 {
-			gather = b.waiting
-		}
 		sooner(gather)
 	}
 	if !s.dirtySince.IsZero() {
@@ -121,6 +120,9 @@ func (s *Store) planLocked() (p plan) {
 	p.house = s.hurry || len(s.trims) >= trimMost || !s.dirtySince.IsZero() && now.Sub(s.dirtySince) >= houseEvery
 	if p.house {
 		sooner(now)
+	}
+	if !s.saveAt.IsZero() {
+		sooner(s.saveAt)
 	}
 	if s.records > 0 && sooner(s.measured.Add(measureEvery)) && !now.Before(p.due) {
 		p.house = true
@@ -136,10 +138,18 @@ func (s *Store) dirtyLocked() {
 	}
 }
 
-// hurryLocked makes the saving of cursors due now.
+// hurryLocked makes the housekeeping due now.
 func (s *Store) hurryLocked() {
 	if !s.hurry {
 		s.hurry = true
+		signal(s.wake)
+	}
+}
+
+// saveLocked makes the saving of cursors due: with the next commit, or after saveWait.
+func (s *Store) saveLocked() {
+	if s.saveAt.IsZero() {
+		s.saveAt = time.Now().Add(saveWait)
 		signal(s.wake)
 	}
 }

@@ -146,17 +146,29 @@ type collector struct {
 	boot   *boot
 	arena  []byte
 	topics map[string]string
+	last   string // topic
 	rs     []Record
+}
+
+// expect makes room for n records, of the n of a segment with so many bytes.
+func (k *collector) expect(n int, h *header) {
+	n = min(n, int(h.n))
+	k.rs = make([]Record, 0, n)
+	k.arena = make([]byte, 0, int(h.raw)/int(h.n)*n)
 }
 
 // take appends a record. The boot must have been set for the segment.
 func (k *collector) take(v *view) *Record {
-	k.rs = append(k.rs, Record{
-		Seq: v.seq, QoS: uint8(v.flags & flagQoS), Retain: v.flags&flagRetain != 0, Thinnable: v.flags&flagThin != 0,
-		Kind: v.kind, Level: v.level, Topic: k.topic(v.topic), Payload: k.copy(v.payload), Props: k.copy(v.props),
-		Expires: fromMillis(v.expires), Mono: time.Duration(v.mono) * time.Millisecond, Numbers: v.list(),
-	})
+	if len(k.rs) < cap(k.rs) {
+		k.rs = k.rs[:len(k.rs)+1] // filled in place: a record is large
+	} else {
+		k.rs = append(k.rs, Record{})
+	}
 	r := &k.rs[len(k.rs)-1]
+	r.Seq, r.QoS, r.Kind, r.Level = v.seq, uint8(v.flags&flagQoS), v.kind, v.level
+	r.Retain, r.Thinnable = v.flags&flagRetain != 0, v.flags&flagThin != 0
+	r.Topic, r.Payload, r.Props, r.Numbers = k.topic(v.topic), k.copy(v.payload), k.copy(v.props), v.list()
+	r.Expires, r.Mono = fromMillis(v.expires), time.Duration(v.mono)*time.Millisecond
 	switch {
 	case v.wall != 0:
 		r.At, r.Clock = fromMillis(v.wall), Clocked
@@ -184,13 +196,17 @@ func (k *collector) copy(b []byte) []byte {
 
 // topic shares equal topics among the records of one read.
 func (k *collector) topic(b []byte) string {
-	if t, ok := k.topics[string(b)]; ok {
-		return t
+	if string(b) == k.last {
+		return k.last
 	}
-	if k.topics == nil {
-		k.topics = map[string]string{}
+	t, ok := k.topics[string(b)]
+	if !ok {
+		if k.topics == nil {
+			k.topics = map[string]string{}
+		}
+		t = string(b)
+		k.topics[t] = t
 	}
-	t := string(b)
-	k.topics[t] = t
+	k.last = t
 	return t
 }

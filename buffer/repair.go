@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -162,9 +163,17 @@ func (s *Store) keepBytes(id int64) {
 	}
 }
 
-// setAside renames the files of the store and returns their new name. Its
-// caller owns the connection.
-func (s *Store) setAside() (string, error) {
+// A store that is put aside is a set of files. It is named asideRescue until
+// the new file knows of its rescue, so that a crash on the way loses neither,
+// and asideKept from then on.
+const (
+	asideRescue = ".damaged-"
+	asideKept   = ".corrupt-"
+)
+
+// setAside renames the files of the store to a set of that kind and returns its
+// name. Its caller owns the connection.
+func (s *Store) setAside(kind string) (string, error) {
 	if s.db != nil {
 		s.db.close() // its complaints are known
 		s.db = nil
@@ -173,27 +182,54 @@ func (s *Store) setAside() (string, error) {
 	stamp := time.Now().UTC().Format("20060102T150405Z")
 	to := ""
 	for n := 1; ; n++ {
-		to = s.beside(fmt.Sprintf(".corrupt-%s-%d.db", stamp, n))
-		if _, err := os.Lstat(to); errors.Is(err, os.ErrNotExist) {
+		to = s.beside(fmt.Sprintf("%s%s-%d.db", kind, stamp, n))
+		_, err := os.Lstat(to)
+		_, other := os.Lstat(s.kept(to))
+		if errors.Is(err, os.ErrNotExist) && errors.Is(other, os.ErrNotExist) {
 			break
 		}
 	}
-	// The -wal file first: a new database must never meet an old one.
+	if err := s.renameSet(s.path, to); err != nil {
+		return "", fmt.Errorf("set %s aside: %w", s.path, err)
+	}
+	return to, nil
+}
+
+// renameSet renames a store, durably. The -wal file goes first: a new database
+// must never meet an old one.
+func (s *Store) renameSet(from, to string) error {
 	for _, suffix := range []string{"-wal", "-shm", ""} {
-		if err := os.Rename(s.path+suffix, to+suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return "", fmt.Errorf("set %s aside: %w", s.path, err)
+		if err := os.Rename(from+suffix, to+suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
 		}
 	}
 	if err := s.sys.syncDir(s.dir()); err != nil {
-		return "", fmt.Errorf("set %s aside: %w", s.path, err)
+		return err
 	}
 	s.forgetOldSets()
-	return to, nil
+	return nil
+}
+
+// finishAside goes on with a setAside that a crash has interrupted: the -wal
+// file has gone ahead.
+func (s *Store) finishAside() {
+	names, _ := filepath.Glob(s.beside(asideRescue + "*.db-wal"))
+	for _, name := range names {
+		to := strings.TrimSuffix(name, "-wal")
+		if _, err := os.Lstat(to); errors.Is(err, os.ErrNotExist) {
+			s.renameSet(s.path, to) // if not, what opens is as good as what can be had
+		}
+	}
+}
+
+// kept is the name of a set once its rescue is noted.
+func (s *Store) kept(name string) string {
+	return filepath.Join(s.dir(), strings.Replace(filepath.Base(name), asideRescue, asideKept, 1))
 }
 
 // forgetOldSets removes all but the last sets that were put aside.
 func (s *Store) forgetOldSets() {
-	names, _ := filepath.Glob(s.beside(".corrupt-*.db"))
+	names, _ := filepath.Glob(s.beside(asideKept + "*.db"))
 	slices.Sort(names)
 	for _, name := range names[:max(len(names)-asideFiles, 0)] {
 		for _, suffix := range []string{"", "-wal", "-shm"} {
@@ -208,7 +244,7 @@ func (s *Store) forgetOldSets() {
 func (s *Store) replace(t *commit, cause error) error {
 	s.io.Lock()
 	defer s.io.Unlock()
-	aside, err := s.setAside()
+	aside, err := s.setAside(asideRescue)
 	if err != nil {
 		return err
 	}
@@ -227,10 +263,10 @@ func (s *Store) sayAside(aside string, cause error) {
 		what = "was written by a newer busgate"
 	}
 	s.mu.Lock()
-	s.count.asides = append(s.count.asides, filepath.Base(aside))
+	s.count.asides = append(s.count.asides, filepath.Base(s.kept(aside)))
 	s.mu.Unlock()
 	s.fail("buffer-damaged", slog.LevelError, fmt.Sprintf("%s %s (%v); moved to %s; going on with a new one",
-		filepath.Base(s.path), what, cause, filepath.Base(aside)))
+		filepath.Base(s.path), what, cause, filepath.Base(s.kept(aside))))
 }
 
 // forgetDisk takes everything that was on the disk only out of RAM and returns
@@ -334,13 +370,14 @@ func (s *Store) adopt() error {
 		if err := s.probe(); err != nil && !wounded(err) {
 			return err
 		}
-		aside, err := s.setAside()
-		if err != nil {
+		if _, err := s.setAside(asideRescue); err != nil {
 			return err
 		}
-		defer s.startSalvage(aside, nil)
 	}
-	return s.renew()
+	if err := s.renew(); err != nil {
+		return err
+	}
+	return s.resumeSalvage()
 }
 
 // probe says whether the file can be written.

@@ -8,22 +8,36 @@ import (
 	"busgate/config/report"
 )
 
-// startSalvage begins the rescue from a file that was put aside. It is noted in
-// the new file, so that a restart goes on with it. The caller owns the
-// connection.
+// startSalvage begins the rescue from a set that was put aside. It is noted in
+// the new file, so that a restart goes on with it, and only then the set gets
+// the name of those that are done with. The caller owns the connection.
 func (s *Store) startSalvage(path string, known map[int]*Consumer) {
-	v := &salvage{s: s, path: path, known: known}
-	if err := s.db.exec(sqlMeta, metaRescue, "rescue", v.progress()); err == nil {
-		s.unflushed = true
+	v := &salvage{s: s, path: s.kept(path), known: known}
+	err := s.db.exec(sqlMeta, metaRescue, "rescue", v.progress())
+	if err == nil {
+		err = s.wal.flush()
+	}
+	if err == nil {
+		err = s.renameSet(path, v.path)
+	}
+	if err != nil { // whatever it is, the next transaction meets it, too
+		v.path = path
 	}
 	s.rescue(v)
 }
 
-// resumeSalvage goes on with what a former process began.
+// resumeSalvage goes on with what a former process began, or was about to.
 func (s *Store) resumeSalvage() error {
+	sets, _ := filepath.Glob(s.beside(asideRescue + "*.db"))
 	value, err := s.db.value("SELECT value FROM meta WHERE id=?", metaRescue)
-	if err != nil || value == nil {
+	if err != nil {
 		return err
+	}
+	if value == nil {
+		if len(sets) > 0 {
+			s.startSalvage(sets[0], nil)
+		}
+		return nil
 	}
 	v := &salvage{s: s}
 	var name string
@@ -31,13 +45,20 @@ func (s *Store) resumeSalvage() error {
 		return nil // not ours: leave it
 	}
 	v.path = filepath.Join(s.dir(), filepath.Base(name))
+	for _, set := range sets {
+		if s.kept(set) == v.path {
+			if err := s.renameSet(set, v.path); err != nil {
+				return err
+			}
+		}
+	}
 	s.rescue(v)
 	return nil
 }
 
 // progress names the file and the last segment that is done.
 func (v *salvage) progress() string {
-	return fmt.Sprintf("%d %d %q", v.last, v.lastSeq, filepath.Base(v.path))
+	return fmt.Sprintf("%d %d %q", v.last, v.lastSeq, filepath.Base(v.s.kept(v.path)))
 }
 
 func (s *Store) rescue(v *salvage) {
@@ -98,7 +119,7 @@ func (v *salvage) appendOld(rs []Record, bootID int64) error {
 		b.dirty = false
 	}
 	for i := range rs {
-		s.addLocked(&rs[i], bootID)
+		s.addLocked(&rs[i], s.setLocked(rs[i].To), bootID)
 	}
 	s.batch.do(sqlMeta, metaRescue, "rescue", v.progress())
 	s.batch.last = s.nextSeq - 1

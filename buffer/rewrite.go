@@ -136,11 +136,12 @@ func (w *rewriting) build() {
 			continue
 		}
 		set := setOf(r.to)
-		if sb == nil || !sb.fits(set, len(r.Topic)+len(r.Payload)+len(r.Props)+recordOverhead) {
+		at, fits := sb.place(set, r.bound())
+		if !fits {
 			sb = &builder{lane: w.run[0].lane, boot: int64(w.run[0].boot)}
-			all = append(all, sb)
+			all, at = append(all, sb), 0
 		}
-		scratch = sb.put(scratch, &r.Record, set)
+		scratch = sb.put(scratch, &r.Record, set, at)
 	}
 	t := &commit{b: &batch{segs: all}}
 	w.s.pack(t)

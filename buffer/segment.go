@@ -7,7 +7,6 @@ import (
 	"hash/crc32"
 	"io"
 	"math"
-	"slices"
 	"time"
 	"unique"
 )
@@ -87,55 +86,45 @@ type builder struct {
 	at          point
 }
 
-// fits says whether a record of size bytes for set may join. It is asked
-// before each add except the first.
-func (b *builder) fits(set []byte, size int) bool {
-	if b.n >= segRecords || len(b.raw)+size > segBytes {
-		return false
+// place is the index into needs of a set, and whether a record of size bytes
+// for it may join. A set that is new gets the index behind the last. Nothing
+// joins a builder that is nil.
+func (b *builder) place(set []byte, size int) (i int, fits bool) {
+	if b == nil {
+		return 0, false
 	}
-	return b.index(set) >= 0 || len(b.needs) < maxNeeds && b.needBytes+len(set)+16 <= maxNeedBytes
+	for i < len(b.needs) && b.needs[i].set.Value() != string(set) {
+		i++
+	}
+	fits = b.n < segRecords && len(b.raw)+size <= segBytes &&
+		(i < len(b.needs) || i < maxNeeds && b.needBytes+len(set)+16 <= maxNeedBytes)
+	return i, fits || b.n == 0
 }
 
-func (b *builder) index(set []byte) int {
-	return slices.IndexFunc(b.needs, func(e need) bool { return e.set.Value() == string(set) })
-}
-
-// add appends an encoded record, made by appendRecord from b.at on, that
-// waits for set; seq, wall and mono are the record's.
-func (b *builder) add(set []byte, enc []byte, seq uint64, wall, mono int64) {
-	i := b.index(set)
-	if i < 0 {
-		i = len(b.needs)
-		b.needs = append(b.needs, need{set: unique.Make(string(set))})
-		b.needBytes += len(set) + 16
-	}
-	start := len(b.raw)
-	b.raw = binary.AppendUvarint(b.raw, uint64(len(enc)))
-	b.raw = append(b.raw, enc...)
-	b.needs[i].n++
-	b.needs[i].bytes += uint32(len(b.raw) - start)
-	b.n++
-	b.last = seq
-	switch {
-	case wall > 0:
-		b.ts = max(b.ts, wall)
-	case b.ts <= 0:
-		b.ts = min(b.ts, -mono)
-	}
-}
-
-// put encodes a record into b and returns the reused scratch space. The caller
-// has asked fits.
-func (b *builder) put(scratch []byte, r *Record, set []byte) []byte {
+// put encodes a record into b and returns the reused scratch space; i is where
+// place has found its set.
+func (b *builder) put(scratch []byte, r *Record, set []byte, i int) []byte {
 	if b.n == 0 {
 		b.first, b.at = r.Seq, point{seq: r.Seq}
 	}
-	i := b.index(set)
-	if i < 0 {
-		i = len(b.needs)
+	if i == len(b.needs) {
+		b.needs = append(b.needs, need{set: unique.Make(string(set))})
+		b.needBytes += len(set) + 16
 	}
 	scratch = appendRecord(scratch[:0], &b.at, r, i)
-	b.add(set, scratch, r.Seq, millis(r.At), r.Mono.Milliseconds())
+	start := len(b.raw)
+	b.raw = binary.AppendUvarint(b.raw, uint64(len(scratch)))
+	b.raw = append(b.raw, scratch...)
+	b.needs[i].n++
+	b.needs[i].bytes += uint32(len(b.raw) - start)
+	b.n++
+	b.last = r.Seq
+	switch wall := millis(r.At); {
+	case wall > 0:
+		b.ts = max(b.ts, wall)
+	case b.ts <= 0:
+		b.ts = min(b.ts, -r.Mono.Milliseconds())
+	}
 	return scratch
 }
 
@@ -235,12 +224,9 @@ func (c *cursor) next(v *view) error {
 	if c.off == len(c.raw) {
 		return io.EOF
 	}
-	length, k := binary.Uvarint(c.raw[c.off:])
-	if k <= 0 || length > uint64(len(c.raw)-c.off-k) {
-		return errSegment
-	}
-	f := fields{b: c.raw[c.off+k : c.off+k+int(length)]}
-	*v = view{size: k + int(length)}
+	rest := fields{b: c.raw[c.off:]}
+	f := fields{b: rest.bytes(rest.uvarint(maxRaw)), bad: rest.bad}
+	*v = view{size: len(c.raw) - c.off - len(rest.b)}
 	v.seq = c.at.seq + f.uvarint(math.MaxUint64)
 	v.kind = f.byte()
 	v.flags = uint16(f.byte()) | uint16(f.byte())<<8
@@ -286,11 +272,11 @@ func (f *fields) numbers() []byte {
 
 // list decodes the numbers of a record.
 func (v *view) list() []Number {
-	f := fields{b: v.numbers}
-	k := f.uvarint(maxNumbers)
-	if k == 0 {
+	if v.numbers == nil {
 		return nil
 	}
+	f := fields{b: v.numbers}
+	k := f.uvarint(maxNumbers)
 	ns := make([]Number, k)
 	for i := range ns {
 		ns[i] = Number{StreamID(f.uvarint(math.MaxUint32)), f.uvarint(math.MaxUint64)}

@@ -18,7 +18,8 @@ import (
 func build(sets []string, rs ...Record) *builder {
 	b := &builder{}
 	for i := range rs {
-		b.put(nil, &rs[i], []byte(sets[i]))
+		at, _ := b.place([]byte(sets[i]), 0)
+		b.put(nil, &rs[i], []byte(sets[i]), at)
 	}
 	return b
 }

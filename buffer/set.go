@@ -144,16 +144,23 @@ func (f *fields) set() string {
 }
 
 // fields reads numbers and byte strings from untrusted bytes. After the first
-// fault bad is set and everything reads as zero.
+// fault bad is set, nothing is left and everything reads as zero.
 type fields struct {
 	b   []byte
 	bad bool
 }
 
+func (f *fields) fail() { f.b, f.bad = nil, true }
+
 func (f *fields) uvarint(limit uint64) uint64 {
-	v, n := binary.Uvarint(f.b)
-	if n <= 0 || v > limit || f.bad {
-		f.bad = true
+	v, n := uint64(0), 1
+	if len(f.b) > 0 && f.b[0] < 0x80 { // most are
+		v = uint64(f.b[0])
+	} else {
+		v, n = binary.Uvarint(f.b)
+	}
+	if n <= 0 || v > limit {
+		f.fail()
 		return 0
 	}
 	f.b = f.b[n:]
@@ -162,8 +169,8 @@ func (f *fields) uvarint(limit uint64) uint64 {
 
 func (f *fields) varint() int64 {
 	v, n := binary.Varint(f.b)
-	if n <= 0 || f.bad {
-		f.bad = true
+	if n <= 0 {
+		f.fail()
 		return 0
 	}
 	f.b = f.b[n:]
@@ -171,8 +178,8 @@ func (f *fields) varint() int64 {
 }
 
 func (f *fields) byte() byte {
-	if len(f.b) == 0 || f.bad {
-		f.bad = true
+	if len(f.b) == 0 {
+		f.fail()
 		return 0
 	}
 	v := f.b[0]
@@ -181,8 +188,8 @@ func (f *fields) byte() byte {
 }
 
 func (f *fields) bytes(n uint64) []byte {
-	if n > uint64(len(f.b)) || f.bad {
-		f.bad = true
+	if n > uint64(len(f.b)) {
+		f.fail()
 		return nil
 	}
 	v := f.b[:n:n]

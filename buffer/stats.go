@@ -152,7 +152,8 @@ func (s *Store) Stats() Stats {
 		Commits: c.commits, Flushes: c.flushes, FlushTime: c.flushTime, SlowestFlush: c.slowest,
 		Reads: c.reads, Unwanted: c.unwanted, Lost: maps.Clone(c.losses), Ledger: len(s.losses),
 		LedgerOverflow: c.ledgerOverflow, AcksUnknown: c.acksUnknown, LeasesLost: c.leasesLost, LiveSuspended: c.liveSuspended, Damaged: c.damaged, Asides: slices.Clone(c.asides), Rescued: c.rescued, Rewritten: c.rewritten, Postponed: c.postponed, Pragmas: c.pragmas}
-	st.FileBytes, st.UsedBytes, st.FreeDisk, st.ReserveKept = s.use.file, s.usedLocked(), s.use.free, s.o.Reserve > 0 && !s.spent
+	st.UsedBytes, st.FreeDisk, st.ReserveKept = s.usedLocked(), s.use.free, s.o.Reserve > 0 && !s.spent
+	st.FileBytes = max(s.use.file, st.UsedBytes) // what was written since the last look is in use
 	if wal, err := stat(s.path + "-wal"); err == nil {
 		st.WALBytes = wal.Size
 	}

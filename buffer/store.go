@@ -45,11 +45,13 @@ type Store struct {
 	committing *batch  // being written, or waiting for another try
 	failed     *commit // waits for another try
 	retryAt    time.Time
-	served     int // waiters of the last commit
+	expect     int // waiters that the next commit may have: those of the last and those who came meanwhile
 	servedAt   time.Time
+	pace       time.Duration // that commits with waiters take, about
 	nextSeq    uint64
 	head       uint64 // everything below is committed
 	scratch    []byte
+	rawHint    [lanes]int // size of the last segment of a batch
 	setBuf     [maxConsumers / 8]byte
 
 	lanes     [lanes]lane
@@ -94,6 +96,7 @@ type Store struct {
 
 	dirtySince time.Time
 	hurry      bool
+	saveAt     time.Time // not zero: the next commit saves cursors, then at the latest
 	fired      []then
 	jobs       []func() // for the committer
 	closing    bool     // Close was called
@@ -175,6 +178,7 @@ func Open(path string, o Options) (*Store, error) {
 // begin attaches the file; one that is damaged is put aside, and without a
 // disk that can be written the store begins in RAM.
 func (s *Store) begin() {
+	s.finishAside()
 	err := s.attach()
 	for range 2 { // another program reads the file: it will be done soon
 		if code(err) == codeBusy {
@@ -185,16 +189,16 @@ func (s *Store) begin() {
 	_, newer := errors.AsType[*versionError](err)
 	if wounded(err) || newer {
 		var aside string
-		cause := err
-		if aside, err = s.setAside(); err == nil {
+		cause, kind := err, asideRescue
+		if newer {
+			kind = asideKept // nothing in it is ours to read
+		}
+		if aside, err = s.setAside(kind); err == nil {
 			s.forgetAll()
 			err = s.attach()
 		}
 		if err == nil {
 			s.sayAside(aside, cause)
-		}
-		if err == nil && !newer {
-			s.startSalvage(aside, nil)
 		}
 	}
 	if err == nil {

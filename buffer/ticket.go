@@ -92,10 +92,11 @@ func (s *Store) fireLocked(ts ...then) {
 
 // notify runs callbacks until the store is closed.
 func (s *Store) notify() {
+	var todo []then
 	for {
+		clear(todo) // what it refers to may be large
 		s.mu.Lock()
-		todo := s.fired
-		s.fired = nil
+		todo, s.fired = s.fired, todo[:0]
 		if len(todo) == 0 && s.stopped {
 			s.notified = true
 			s.mu.Unlock()
