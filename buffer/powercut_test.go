@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 )
 
@@ -71,10 +72,22 @@ func (d *disk) cut(t testing.TB) {
 	}
 }
 
-// restart mounts the disk as a boot after the cut would.
+// restart mounts the disk as a boot after the cut would. While a container that
+// was started meanwhile still holds the file system, a mount would only give the
+// dead one again: it is waited for.
 func (d *disk) restart(t testing.TB) {
 	if err := syscall.Unmount(d.dir, 0); err != nil {
 		t.Fatal(err)
+	}
+	for limit := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		f, err := os.OpenFile(d.dev, os.O_RDONLY|syscall.O_EXCL, 0)
+		if err == nil {
+			f.Close()
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatal("another mount namespace does not let go of the file system: ", err)
+		}
 	}
 	if out, err := exec.Command("mount", d.dev, d.dir).CombinedOutput(); err != nil {
 		t.Fatalf("mount: %v %s", err, out)
