@@ -50,6 +50,7 @@ var allowed = map[string][]string{
 var allowedInTests = map[string][]string{
 	"bridge":                 {"embeddedbroker/durable", "buffer"},
 	"bridge/uplink":          {"bridge/uplink/cloudtest", "embeddedbroker/durable", "embeddedbroker/packet"},
+	"cmd/busgate":            {"bridge/uplink/cloudtest"},
 	"config":                 {"devices/profiles"},
 	"devices":                {"devices/sim", "devices/profiles", "devices/modbus", "devices/uart"},
 	"devices/modbus":         {"devices/sim", "devices/profiles"},
