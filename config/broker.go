@@ -19,9 +19,17 @@ func (l *loader) broker(n *node, t *brokerTable) {
 	if n.has("listen") && l.listen(n.get("listen"), b.Listen) {
 		l.lan(n, n.get("listen"), b.Listen, b)
 	}
+	if b.Socket != "" && !strings.HasPrefix(b.Socket, "/") {
+		l.atVal(n.get("socket"), "`socket` cannot be %q; write a whole path, as in \"/run/busgate/mqtt.sock\"", b.Socket)
+	}
 	l.brokerTLS(n, n.get("tls"), b)
 	if ws := n.get("websocket"); ws.has("listen") && b.WebSocket.Listen != "" && l.listen(ws.get("listen"), b.WebSocket.Listen) {
 		l.lan(n, ws.get("listen"), b.WebSocket.Listen, b)
+	}
+	for i, o := range b.WebSocket.Origins {
+		if o == "" || strings.ContainsAny(o, " *?#@") || strings.HasSuffix(o, "/") {
+			l.atVal(n.get("websocket").get("origins").list[i], "an origin is a host, host:port or scheme://host:port, not %q", o)
+		}
 	}
 	if t.ACLNode != nil {
 		b.ACL = l.acl(n, t.ACLNode, b)

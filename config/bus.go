@@ -93,7 +93,7 @@ func (l *loader) protocol(n *node, b *Bus, uart bool) {
 		b.Protocol = "modbus-tcp"
 	case c == nil:
 		b.Protocol = "modbus-rtu"
-	case b.Protocol == "modbus-tcp" && !tcp:
+	case (b.Protocol == "modbus-tcp" || b.Protocol == "modbus-udp") && !tcp:
 		l.notOneOf("protocol", b.Protocol, c, []string{"modbus-rtu", "modbus-ascii", "uart"})
 	}
 }
@@ -137,6 +137,10 @@ func (l *loader) tcp(n, c *node, b *Bus) {
 			l.atVal(c, "`tcp` cannot be %q: %v", b.TCP, err)
 		}
 		b.TCP = addr
+	}
+	if b.TLS && b.Protocol == "modbus-udp" {
+		l.atKey(n.get("tls"), "`tls` does not go with modbus-udp")
+		return
 	}
 	for _, k := range []string{"ca", "cert", "key"} {
 		if c := n.get(k); c != nil && !b.TLS && !n.broken("tls") {

@@ -38,10 +38,10 @@ func (g *Gateway) Base() string { return g.Topic + "/" + g.Name }
 type Bus struct {
 	Name      string
 	Own       bool          // the unnamed bus of the device of the same name
-	Serial    string        `toml:"serial"`                                                   // device path; exactly one of Serial and TCP is set
-	TCP       string        `toml:"tcp"`                                                      // host:port, the port always filled in
-	Protocol  string        `toml:"protocol" oneof:"modbus-rtu|modbus-ascii|modbus-tcp|uart"` // filled in from the wire and the profile
-	Baud      int           `toml:"baud" default:"9600" range:"50..4000000"`                  // bit/s
+	Serial    string        `toml:"serial"`                                                              // device path; exactly one of Serial and TCP is set
+	TCP       string        `toml:"tcp"`                                                                 // host:port, the port always filled in
+	Protocol  string        `toml:"protocol" oneof:"modbus-rtu|modbus-ascii|modbus-tcp|modbus-udp|uart"` // filled in from the wire and the profile
+	Baud      int           `toml:"baud" default:"9600" range:"50..4000000"`                             // bit/s
 	DataBits  int           // 5..8
 	Parity    byte          // 'N', 'E' or 'O'
 	StopBits  int           // 1 or 2
@@ -102,6 +102,7 @@ type Point struct {
 	Scale    Decimal       `toml:"scale" default:"1"`             // value = raw * Scale + Offset
 	Offset   Decimal       `toml:"offset" default:"0"`
 	ScaleReg int           `toml:"scale_register" absent:"-1"` // address of the power of ten on the wire, -1 = none
+	SunSpec  []int         `toml:"sunspec"`                    // nil, or the models in one of which it stands: Addr and ScaleReg count from the model's first register
 	Unit     string        `toml:"unit"`
 	Digits   int           `toml:"digits" range:"0..9" absent:"-1"` // decimals to print; -1 = as the type says
 	Enum     []Word        `toml:"enum"`
@@ -163,6 +164,7 @@ type Frame struct {
 type Broker struct {
 	Enabled       bool              `toml:"enabled" default:"true"`
 	Listen        string            `toml:"listen" default:"127.0.0.1:1883"`
+	Socket        string            `toml:"socket"` // path of a unix socket; "" = none
 	Anonymous     bool              `toml:"anonymous" default:"false"`
 	Users         string            `toml:"users"` // file; "" = none
 	MaxClients    int               `toml:"max_clients" default:"200" range:"1..100000"`
@@ -171,8 +173,10 @@ type Broker struct {
 	MaxQueuedSize int64             `toml:"max_queued_bytes" default:"64MB" form:"size" range:"1kB..1000GB"`
 	SessionExpiry time.Duration     `toml:"session_expiry" default:"7d"`
 	Retain        bool              `toml:"retain" default:"true"`
-	SysInterval   time.Duration     `toml:"sys_interval" default:"10s"`                  // 0 = no $SYS
-	MaxInflight   int               `toml:"max_inflight" default:"100" range:"0..65535"` // 0 = 65535
+	SysInterval   time.Duration     `toml:"sys_interval" default:"10s"`                    // 0 = no $SYS
+	MaxInflight   int               `toml:"max_inflight" default:"100" range:"0..65535"`   // 0 = 65535
+	MaxKeepAlive  time.Duration     `toml:"max_keepalive" default:"0s" range:"0s..65535s"` // 0 = any
+	CheckFormat   bool              `toml:"check_payload_format" default:"false"`          // refuse what says UTF-8 and is not
 	QueueFull     string            `toml:"queue_full" default:"drop_oldest" oneof:"drop_oldest|refuse|end_session"`
 	TLS           BrokerTLS         `toml:"tls"`
 	WebSocket     BrokerWebSocket   `toml:"websocket"`
@@ -189,7 +193,8 @@ type BrokerTLS struct {
 
 // BrokerWebSocket is [broker.websocket].
 type BrokerWebSocket struct {
-	Listen string `toml:"listen"` // "" = off
+	Listen  string   `toml:"listen"`  // "" = off
+	Origins []string `toml:"origins"` // hosts beside the own one whose pages may connect: host, host:port or scheme://host:port
 }
 
 // Rule is one line of [broker.acl].

@@ -40,7 +40,7 @@ type Changes struct {
 	Buses         []Change // also the wire that a device has of its own, under the device's name
 	Devices       []Change
 	Uplinks       []Change // a removed one leaves its backlog
-	Listen        []string // keys of [broker] that need another listener: listen, tls.listen ...
+	Listen        []string // keys of [broker] that need another listener: listen, socket, tls.listen ...
 	Broker        []string // other keys of [broker]: live
 	Buffer        []string // all live
 	Web           []string
@@ -77,7 +77,7 @@ func Diff(old, new *Config) Changes {
 		keys = append(keys, "acl")
 	}
 	for _, key := range keys {
-		if key == "enabled" || key == "listen" || strings.HasSuffix(key, ".listen") {
+		if slices.Contains([]string{"enabled", "listen", "socket", "websocket.origins"}, key) || strings.HasSuffix(key, ".listen") {
 			c.Listen = append(c.Listen, key)
 		} else {
 			c.Broker = append(c.Broker, key)

@@ -171,6 +171,7 @@ func (f *findings) modbusPlace(n *node, t *pointTable, in pointContext) {
 		return
 	}
 	t.Point.Table, t.Point.Addr = k, uint16(addr-int64(base))
+	f.sunspec(n, &t.Point)
 	f.listNumber(c, k, addr, int64(base))
 	if r := n.get("scale_register"); r != nil && !r.bad {
 		reg := int64(t.ScaleReg)
@@ -180,6 +181,20 @@ func (f *findings) modbusPlace(n *node, t *pointTable, in pointContext) {
 			return
 		}
 		t.Point.ScaleReg = int(reg - base)
+	}
+}
+
+// sunspec checks the models of a point of a SunSpec device.
+func (f *findings) sunspec(n *node, p *Point) {
+	c := n.get("sunspec")
+	if c == nil || c.bad {
+		return
+	}
+	switch {
+	case p.Table != "holding":
+		f.atKey(c, "`sunspec` goes with `holding`: the models stand in holding registers")
+	case len(p.SunSpec) == 0 || slices.ContainsFunc(p.SunSpec, func(id int) bool { return id < 1 || id > 65534 }):
+		f.atVal(c, "`sunspec` must name models from 1 to 65534, as in [101, 102, 103]")
 	}
 }
 
@@ -196,7 +211,7 @@ func (f *findings) listNumber(c *node, table string, a, base int64) {
 
 // uartPlace finds where the value stands in a frame.
 func (f *findings) uartPlace(n *node, p *Point) {
-	for _, k := range slices.Concat(modbusPlaces, []string{"scale_register"}) {
+	for _, k := range slices.Concat(modbusPlaces, []string{"scale_register", "sunspec"}) {
 		if c := n.get(k); c != nil {
 			f.atKey(c, "`%s` is for Modbus devices; this one has a [frame]", k)
 			return

@@ -211,7 +211,9 @@ func (f *findings) overlaps(n *node, points []Point) {
 			if b.Table != a.Table || int(b.Addr) >= end {
 				break
 			}
-			f.overlap(n, a, b)
+			if slices.Equal(a.SunSpec, b.SunSpec) {
+				f.overlap(n, a, b)
+			}
 		}
 	}
 }
