@@ -33,14 +33,11 @@ func (c *conn) onAck(a *packet.Ack) error {
 		s.inflight--
 		s.landLocked(i)
 		s.moved = time.Time{}
-		freed = true
+		freed = s.behind || s.q.len() > 0 // somebody waits for the room
 	}
 	s.mu.Unlock()
 	if freed {
-		c.mu.Lock()
-		c.dirty = true
-		c.startLocked()
-		c.mu.Unlock()
+		c.wake()
 	}
 	if !fits {
 		c.b.n.unknownAcks.Add(1)

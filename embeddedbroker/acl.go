@@ -3,8 +3,10 @@ package embeddedbroker
 import (
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"busgate/config"
+	"busgate/embeddedbroker/packet"
 )
 
 // acl judges who may write and read what. nil allows everything; otherwise
@@ -170,6 +172,12 @@ func (b *Broker) reserved(topic string) bool {
 		return !bridgeState(topic)
 	}
 	return strings.HasPrefix(topic, "$share/") || b.opts.Reserved != nil && b.opts.Reserved(topic)
+}
+
+// mislabelled says whether a payload is said to be UTF-8 and is not.
+func mislabelled(p *packet.Publish) bool {
+	v, ok := p.Props.Uint(packet.PayloadFormat)
+	return ok && v == 1 && !utf8.Valid(p.Payload)
 }
 
 // bridgeState is the one topic below $SYS that clients may write: the state of

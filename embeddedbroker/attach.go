@@ -37,6 +37,11 @@ func (b *Broker) attach(c *conn, p *packet.Connect, expiry time.Duration) (prese
 		}
 	}
 	b.mu.Unlock()
+	if s == nil {
+		if err := b.inherited(c.id); err != nil {
+			return false, err
+		}
+	}
 	present = s != nil
 	consumer := ConsumerID(0)
 	if s == nil && persistent {
@@ -116,6 +121,7 @@ func (b *Broker) endLocked(s *session) {
 	if s.ended() {
 		return
 	}
+	shares := s.shares()
 	for _, v := range s.subs {
 		b.subs.remove(v)
 	}
@@ -132,6 +138,15 @@ func (b *Broker) endLocked(s *session) {
 		b.redistribute(left)
 		return
 	}
+	if len(shares) > 0 && b.store.Usage(s.consumer).Messages > 0 {
+		b.inheritLocked(s, shares)
+		return
+	}
+	b.dropLocked(s)
+}
+
+// dropLocked takes a session that ended out of the store.
+func (b *Broker) dropLocked(s *session) {
 	e := Entry{Ops: []Op{DropSession{Client: s.id, Consumer: s.consumer}}, Done: &b.rel}
 	if err := b.store.Append(&e); err != nil {
 		b.log.Warn("remove session from store", "client", s.id, "err", err)

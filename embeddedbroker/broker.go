@@ -22,8 +22,6 @@ type Options struct {
 	Version    string                  // for $SYS/broker/version
 	Reserved   func(topic string) bool // topics that LAN clients may not publish; pure
 	ClockKnown func() bool             // whether wall-clock time means something; nil: always
-
-	MaxKeepAlive int // longest keep-alive in seconds that clients get; 0 = any
 }
 
 // Broker is the MQTT server and router. All methods are safe for concurrent use.
@@ -43,7 +41,7 @@ type Broker struct {
 	crowded atomic.Bool // some output piles up: readers let the writers run
 
 	serving sync.WaitGroup // Serve calls, each waits for its connections
-	work    sync.WaitGroup // goroutines of local subscriptions
+	work    sync.WaitGroup // goroutines of local subscriptions and estates
 	stop    chan struct{}  // closed when Run ends
 	timing  chan struct{}  // a deadline was added
 
@@ -53,6 +51,7 @@ type Broker struct {
 	subs      *trie
 	kept      retained
 	sessions  map[string]*session
+	estates   map[string]chan struct{} // sessions that ended and whose messages go to others; closed when done
 	uplinks   map[string]*uplink
 	locals    map[*localSub]struct{}
 	deadlines deadlineHeap
@@ -74,8 +73,8 @@ func New(cfg config.Broker, store Store, o Options) (*Broker, error) {
 	}
 	b := &Broker{log: o.Log, ladder: o.Ladder, opts: o, store: store, start: time.Now(), gate: newGatekeeper(), quotas: report.NewLadder(nil),
 		stop: make(chan struct{}), timing: make(chan struct{}, 1),
-		sessions: map[string]*session{}, uplinks: map[string]*uplink{}, locals: map[*localSub]struct{}{}}
-	set, err := newSettings(cfg, o)
+		sessions: map[string]*session{}, estates: map[string]chan struct{}{}, uplinks: map[string]*uplink{}, locals: map[*localSub]struct{}{}}
+	set, err := newSettings(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("broker: %w", err)
 	}
@@ -167,7 +166,7 @@ func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 // Update applies a changed configuration, all or nothing. Clients stay, except
 // those whose user is gone.
 func (b *Broker) Update(cfg config.Broker) error {
-	set, err := newSettings(cfg, b.opts)
+	set, err := newSettings(cfg)
 	if err != nil {
 		return fmt.Errorf("broker: %w", err)
 	}

@@ -40,6 +40,8 @@ type ending struct {
 	text  string // for the log; "" = nothing worth a line
 	clean bool   // by DISCONNECT: the will is deleted
 	early bool   // before CONNACK: code goes into one
+	fault bool   // the client broke a rule or a limit
+	said  bool   // it has its line already
 }
 
 func (e *ending) Error() string { return e.text }
@@ -52,9 +54,12 @@ type conn struct {
 	addr string
 
 	ip    netip.Addr // what limits count by
-	local bool       // of this machine: no such limits
+	local bool       // of this machine: no limits by address
 	came  time.Time
 	place *list.Element // in the queue of those who did not log in yet; gatekeeper.mu
+
+	inside bool   // counts for max_clients; gatekeeper.mu
+	claims string // the user name of a refused login
 
 	// Set before the session is attached, constant afterwards.
 	id       string
@@ -72,7 +77,11 @@ type conn struct {
 	// Owned by the reader.
 	buf     []byte
 	r, w    int
-	last    int // bytes of the last read
+	last    int       // bytes of the last read
+	filled  bool      // it took all the room there was
+	now     time.Time // of the last read
+	wall    time.Time // the same in UTC; zero while the clock is not known
+	topic   string    // of the last PUBLISH
 	renewed time.Time
 	aliasIn map[uint16]string
 	pub     packet.Publish
@@ -82,7 +91,7 @@ type conn struct {
 	mu        sync.Mutex
 	cond      sync.Cond // of mu: the writer ended, answers left, or the connection is to end
 	ctl       []byte    // packets that are not messages, in order
-	slots     ring[*slot]
+	slots     slots
 	slotBytes int
 	open      map[uint16]struct{} // inbound QoS 1 and 2 that are not completed, 5.0
 	ready     bool                // CONNACK is queued: messages may follow
@@ -175,16 +184,18 @@ func (c *conn) more(need int) error {
 		c.w = copy(c.buf, c.buf[c.r:c.w])
 		c.r = 0
 	}
-	if c.w == len(c.buf) {
-		grown := make([]byte, min(4*len(c.buf), max(usualBuffer, need)))
-		copy(grown, c.buf)
+	if limit := max(usualBuffer, need); (c.filled || c.w == len(c.buf)) && len(c.buf) < limit {
+		grown := make([]byte, min(4*len(c.buf), limit))
+		copy(grown, c.buf[:c.w])
 		c.buf = grown
 	}
 	n, err := c.nc.Read(c.buf[c.w:])
 	c.w += n
-	c.last = n
+	c.last, c.filled = n, c.w == len(c.buf)
 	c.b.n.receivedBytes.Add(uint64(n))
 	if n > 0 {
+		c.now = time.Now()
+		c.wall = c.b.wall(c.now)
 		c.renew()
 		return nil
 	}
@@ -214,12 +225,11 @@ func (c *conn) renew() {
 		return
 	}
 	slack := min(time.Second, c.keep/8)
-	now := time.Now()
-	if now.Sub(c.renewed) < slack {
+	if c.now.Sub(c.renewed) < slack {
 		return
 	}
-	c.renewed = now
-	c.setReadDeadline(now.Add(c.keep + slack))
+	c.renewed = c.now
+	c.setReadDeadline(c.now.Add(c.keep + slack))
 }
 
 // setReadDeadline does nothing once the connection is to end: kick has set the
@@ -237,7 +247,7 @@ func (c *conn) setReadDeadline(t time.Time) {
 func (c *conn) throttle() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.kicked == nil && (c.slotBytes >= inboundBytes || c.slots.len() >= inboundSlots || len(c.ctl) >= outputBytes) {
+	for c.kicked == nil && (c.slotBytes >= inboundBytes || c.slots.n >= inboundSlots || len(c.ctl) >= outputBytes) {
 		c.parked = true
 		if len(c.ctl) > 0 && !c.writing {
 			c.startLocked()
@@ -277,7 +287,7 @@ func (c *conn) finish(err error) {
 	if c.kicked == nil {
 		c.kicked = e
 	}
-	c.slots.clear()
+	c.slots = slots{}
 	c.sayLocked(e)
 	limit := time.Now().Add(farewellTime)
 	c.deadline = limit
@@ -345,13 +355,13 @@ func (c *conn) reason(err error) *ending {
 	case errors.As(err, &end):
 		return end
 	case errors.As(err, &bad):
-		return &ending{code: bad.Code, text: bad.Text, early: early}
+		return &ending{code: bad.Code, text: bad.Text, early: early, fault: true}
 	case kicked != nil:
 		return kicked
 	case errors.Is(err, os.ErrDeadlineExceeded) && !early:
 		return &ending{code: packet.KeepAliveTimeout, text: "nothing heard for 1.5 keep-alives"}
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return &ending{text: "no CONNECT in time"}
+		return &ending{text: "sent no CONNECT in time", fault: true}
 	case errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed):
 		return &ending{text: "connection closed by the client"}
 	}
@@ -359,15 +369,21 @@ func (c *conn) reason(err error) *ending {
 }
 
 func (c *conn) log(e *ending) {
-	if c.id == "" {
+	switch {
+	case e.said:
+	case e.fault:
+		verb := "is cut off: "
+		if e.early {
+			verb = "is refused: "
+		}
+		c.b.gate.offence(c, verb+e.text)
+	case c.sess == nil:
 		c.b.log.Debug("connection ended before connect", "addr", c.addr, "reason", e.text)
-		return
-	}
-	if e.clean {
+	case e.clean:
 		c.b.log.Debug("client left", "client", c.id, "addr", c.addr)
-		return
+	case c.b.gate.mayTell(c):
+		c.b.log.Info("client gone", "client", c.id, "addr", c.addr, "reason", e.text)
 	}
-	c.b.log.Info("client gone", "client", c.id, "addr", c.addr, "reason", e.text)
 }
 
 // refused3 is the return code of a 3.x CONNACK for a reason code; 0 = none fits.

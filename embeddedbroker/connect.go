@@ -18,7 +18,7 @@ const (
 
 // refuseConnect ends a connection with a CONNACK.
 func refuseConnect(code byte, format string, args ...any) *ending {
-	return &ending{code: code, text: fmt.Sprintf(format, args...), early: true}
+	return &ending{code: code, text: fmt.Sprintf(format, args...), early: true, fault: true}
 }
 
 // handshake reads CONNECT, attaches the session and answers. An error means
@@ -34,7 +34,7 @@ func (c *conn) handshake() error {
 	var bad *packet.Error
 	switch {
 	case errors.As(err, &bad):
-		return &ending{text: bad.Text} // the protocol level is not known: close without a word
+		return &ending{text: bad.Text, fault: true} // the protocol level is not known: close without a word
 	case err != nil:
 		return err
 	}
@@ -44,7 +44,7 @@ func (c *conn) handshake() error {
 		return errNotConnect // [MQTT-3.1.0-1]
 	}
 	if err := packet.CheckFlags(h, packet.V311); err != nil {
-		return &ending{text: err.Error()}
+		return &ending{text: err.Error(), fault: true}
 	}
 	err = p.Decode(h, body, 0)
 	c.version = p.Version
@@ -64,13 +64,16 @@ func (c *conn) admit(p *packet.Connect) error {
 	if p.Props.Has(packet.AuthMethod) {
 		return refuseConnect(packet.BadAuthMethod, "asks for enhanced authentication")
 	}
-	if e := c.b.gate.full(c, set.cfg.MaxClients); e != nil {
-		return e
+	again := c.b.connected(c.id)
+	if err := c.b.gate.full(c, set.cfg.MaxClients, again); err != nil {
+		return err
 	}
 	if err := c.login(p, set); err != nil {
 		return err
 	}
-	c.b.gate.admitted(c)
+	if err := c.b.gate.admit(c, set.cfg.MaxClients, again); err != nil {
+		return err
+	}
 	if p.ClientID == "" {
 		if p.Version == packet.V31 || p.Version == packet.V311 && !p.CleanStart {
 			return refuseConnect(packet.BadClientID, "no client id") // [MQTT-3.1.3-8]
@@ -92,6 +95,45 @@ func (c *conn) admit(p *packet.Connect) error {
 		}
 	}
 	return nil
+}
+
+// Bounds of what is remembered of clients that may never come back: their
+// number, and their names and wills as soon as one is large.
+const (
+	maxSessions     = 10_000
+	largeSession    = 1 << 10
+	maxSessionBytes = 16 << 20
+)
+
+// crammed says whether there is no room for the session of a CONNECT.
+func (b *Broker) crammed(p *packet.Connect, id string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	bytes := sessionBytes(id, willOf(p))
+	if bytes >= largeSession {
+		for _, s := range b.sessions {
+			bytes += sessionBytes(s.id, s.will)
+		}
+		if bytes > maxSessionBytes {
+			return true
+		}
+	}
+	return b.sessions[id] == nil && len(b.sessions) >= max(maxSessions, 2*b.set.Load().cfg.MaxClients)
+}
+
+func sessionBytes(id string, w *Will) int {
+	if w == nil {
+		return len(id)
+	}
+	return len(id) + int(size(&w.Msg))
+}
+
+// connected says whether a client of that id is there.
+func (b *Broker) connected(id string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.sessions[id]
+	return s != nil && s.conn != nil
 }
 
 // randomID is a version 4 UUID.
@@ -121,6 +163,10 @@ func (c *conn) enter(p *packet.Connect) error {
 	if p.Version == packet.V5 {
 		c.open = map[uint16]struct{}{}
 	}
+	if expiry != 0 && c.b.crammed(p, c.id) {
+		c.b.n.refusedConnects.Add(1)
+		return refuseConnect(packet.QuotaExceeded, "no room for another session that outlives its connection: shorten session_expiry")
+	}
 	unlock := c.b.ids.lock(c.id)
 	c.b.n.connectionsAll.Add(1)
 	present, err := c.b.attach(c, p, expiry)
@@ -135,13 +181,16 @@ func (c *conn) enter(p *packet.Connect) error {
 	ack.SessionPresent = present && p.Version != packet.V31
 	c.setReadDeadline(time.Time{})
 	c.renew()
-	c.b.log.Info("client connected", "client", c.id, "addr", c.addr, "user", c.user, "version", c.version, "session", present)
+	if c.b.gate.mayTell(c) {
+		c.b.log.Info("client connected", "client", c.id, "addr", c.addr, "user", c.user, "version", c.version, "session", present)
+	}
 	answer := ack.Append(nil, c.version)
 	if c.maxOut > 0 && len(answer) > c.maxOut { // [MQTT-3.1.2-24]
 		return &ending{text: fmt.Sprintf("takes packets of %d bytes only", c.maxOut)}
 	}
 	c.mu.Lock()
 	c.ctl = append(c.ctl, answer...)
+	c.b.n.answers.Add(1)
 	c.ctl = c.sess.owed(c.ctl, c.version)
 	c.ready = true
 	kicked := c.kicked

@@ -8,6 +8,7 @@ type counters struct {
 	publishBytes                  atomic.Uint64 // payload bytes in
 	sent, sentBytes, sentAll      atomic.Uint64 // PUBLISH packets out, their payload bytes; bytes of everything out
 	packetsIn                     atomic.Uint64
+	answers                       atomic.Uint64 // packets out that are no PUBLISH
 	dropped                       atomic.Uint64
 	droppedFull                   atomic.Uint64
 	droppedLocal                  atomic.Uint64
@@ -22,3 +23,6 @@ type counters struct {
 	expiredSessions               atomic.Uint64
 	connectionsAll, socketsAll    atomic.Uint64
 }
+
+// packetsOut is what was sent: messages, and answers to what came.
+func (n *counters) packetsOut() uint64 { return n.sent.Load() + n.answers.Load() }

@@ -25,4 +25,10 @@
 // A persistent session holds numbers, not messages: what was written and not
 // answered is read again from the Store on reconnect, and a session that is far
 // behind reads everything from there.
+//
+// Nobody is trusted before the password is checked, and nobody with memory
+// afterwards: connections that wait, hashing, names, topics, filters, retained
+// levels, sessions and wills have bounds (limits.go, hashing.go, subscribe.go,
+// retained.go, connect.go), and an address that runs into them has one line a
+// minute.
 package embeddedbroker

@@ -320,3 +320,77 @@ func TestOrderOfOnePublisherOverTheFlush(t *testing.T) {
 		other.receive("u", "3")
 	})
 }
+
+// AckRunsAhead: an acknowledgement says that the message is on its way. With a
+// disk that takes 10 ms, a window of 100 and a subscriber that reads, messages
+// arrive with their acknowledgement, however long it goes on: no queue grows
+// behind it.
+func TestAckDoesNotRunAheadOfDelivery(t *testing.T) {
+	const window, rounds, disk = 100, 60, 10 * time.Millisecond
+	for _, open := range []option{clean, persistent} {
+		for _, qos := range []byte{1, 2} {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFaulty()
+				r := start(t, f)
+				s := r.connect(packet.V5, "sub", open)
+				s.subscribe("t", qos)
+				keeper := r.connect(packet.V311, "keeper", persistent) // somebody durable wants it
+				keeper.subscribe("t", 1)
+				keeper.close()
+				synctest.Wait()
+				f.set(func(f *faulty) { f.hold = true })
+				p := r.connect(packet.V5, "pub")
+				for round := range rounds {
+					began := time.Now()
+					for i := range window {
+						p.send(&packet.Publish{Topic: []byte("t"), QoS: qos, PID: uint16(i + 1), Payload: []byte(n("", round*window+i))})
+					}
+					synctest.Wait()
+					p.silent() // nothing is acknowledged before it is on disk
+					nap(disk)
+					f.flush()
+					typ := packet.PUBACK
+					if qos == 2 {
+						typ = packet.PUBREC
+					}
+					for i := range window {
+						p.find(typ, uint16(i+1))
+					}
+					var got []*packet.Publish
+					for i := range window {
+						got = append(got, s.receive("t", n("", round*window+i)))
+					}
+					for _, m := range got {
+						s.send(&packet.Ack{Type: typ, PID: m.PID})
+					}
+					if d := time.Since(began); d != disk {
+						t.Fatalf("round %d: delivered after %v, the disk takes %v", round, d, disk)
+					}
+					f.flush()
+					if qos == 2 {
+						for i := range window {
+							p.send(&packet.Ack{Type: packet.PUBREL, PID: uint16(i + 1)})
+						}
+						synctest.Wait()
+						f.flush()
+						for i := range window {
+							p.find(packet.PUBCOMP, uint16(i+1))
+						}
+						synctest.Wait()
+						f.flush()
+						s.mu.Lock()
+						releases := s.got
+						s.got = nil
+						s.mu.Unlock()
+						for _, x := range releases {
+							s.send(&packet.Ack{Type: packet.PUBCOMP, PID: x.(*packet.Ack).PID})
+						}
+						synctest.Wait()
+					}
+				}
+				f.set(func(f *faulty) { f.hold = false })
+				f.flush()
+			})
+		}
+	}
+}

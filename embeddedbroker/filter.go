@@ -30,6 +30,14 @@ func MatchTopic(filter, topic string) bool {
 	}
 }
 
+// maxLevels is how many levels topics and filters may have, as in mosquitto:
+// each costs much more memory than the two bytes it takes on the wire.
+const maxLevels = 200
+
+func tooDeep(topic string) bool {
+	return len(topic) > maxLevels && strings.Count(topic, "/") >= maxLevels
+}
+
 // validTopic is the rule for a topic name to publish to.
 func validTopic(t string) bool {
 	return t != "" && len(t) <= 65535 && packet.ValidTopic(t) && utf8.ValidString(t) && strings.IndexByte(t, 0) < 0

@@ -2,6 +2,7 @@ package embeddedbroker
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -46,6 +47,7 @@ func (c *conn) handle(h packet.Header, body []byte) error {
 		if len(body) != 0 {
 			return &packet.Error{Code: packet.Malformed, Text: "PINGREQ with a body"}
 		}
+		c.b.n.answers.Add(1)
 		c.mu.Lock()
 		c.ctl = append(c.ctl, byte(packet.PINGRESP)<<4, 0) // [MQTT-3.12.4-1]
 		c.mu.Unlock()
@@ -77,7 +79,10 @@ func (c *conn) onDisconnect(d *packet.Disconnect) error {
 // resolve finds the topic of a PUBLISH, by alias if it has one.
 func (c *conn) resolve(p *packet.Publish) (string, error) {
 	if !p.HasAlias {
-		return string(p.Topic), nil
+		if string(p.Topic) != c.topic { // most clients stay with one
+			c.topic = string(p.Topic)
+		}
+		return c.topic, nil
 	}
 	if p.Alias == 0 || p.Alias > inboundAlias {
 		return "", &packet.Error{Code: packet.BadAlias, Text: "topic alias out of range"} // [MQTT-3.3.2-8] [MQTT-3.3.2-9]
@@ -105,6 +110,9 @@ func (c *conn) onPublish(p *packet.Publish) error {
 	if err != nil {
 		return err
 	}
+	if tooDeep(topic) {
+		return &packet.Error{Code: packet.BadTopic, Text: fmt.Sprintf("topic of more than %d levels", maxLevels)}
+	}
 	if len(p.SubIDs) > 0 {
 		return &packet.Error{Code: packet.ProtocolError, Text: "PUBLISH of a client with a subscription id"} // [MQTT-3.3.4-6]
 	}
@@ -123,6 +131,10 @@ func (c *conn) onPublish(p *packet.Publish) error {
 		c.answer(p, packet.NotAuthorized)
 		return nil
 	}
+	if set.cfg.CheckFormat && mislabelled(p) {
+		c.answer(p, packet.BadPayloadFormat)
+		return nil
+	}
 	if p.QoS == 2 && c.repeated(p.PID) {
 		return nil
 	}
@@ -138,10 +150,9 @@ func (c *conn) message(p *packet.Publish, topic string) *Message {
 	if len(p.Props) > 0 {
 		m.Props = own[n:]
 	}
-	now := time.Now()
-	m.Wall = c.b.wall(now)
+	m.Wall = c.wall
 	if p.HasExpiry {
-		m.Expires = now.Add(time.Duration(p.Expiry) * time.Second)
+		m.Expires = c.now.Add(time.Duration(p.Expiry) * time.Second)
 	}
 	return m
 }

@@ -15,8 +15,8 @@ import (
 	"busgate/embeddedbroker/packet"
 )
 
-// Limits on those who are not authenticated. Clients of this machine count for
-// max_clients only: whoever can log in here needs no broker to do harm.
+// Limits on those who are not authenticated. The limits by address leave clients
+// of this machine out: behind a proxy or a tunnel all of them have one address.
 const (
 	perAddress        = 50                     // connections
 	maxWaiting        = 64                     // connections without a CONNECT that was accepted; the oldest goes
@@ -28,18 +28,20 @@ const (
 	loginFailures     = 5 // in the window; then the address is shut out for another
 	loginDelay        = time.Second
 	maxLoginDelay     = 30 * time.Second
-	hashesAtOnce      = 2
+
+	offenceEvery = time.Minute // a line about one address, at most
+	comings      = 120         // clients of one address that are said to come or go, in that time
 )
 
 // gatekeeper limits who gets in before anybody is authenticated.
 type gatekeeper struct {
-	hashing chan struct{}  // room for hashesAtOnce
-	said    *report.Ladder // when a refusal is worth a line, by address
-
 	mu      sync.Mutex
-	open    int
-	waiting list.List // of *conn, oldest first
+	clients int       // those that were admitted
+	waiting list.List // of *conn without a CONNECT that was accepted, oldest first
+	near    int       // of them of this machine
 	guests  guests
+	hashing hashing
+	lines   []string // to be logged when mu is free
 }
 
 // guest is what is known of one address or user name.
@@ -50,6 +52,11 @@ type guest struct {
 	failed  int
 	since   time.Time // of the first failure that counts
 	shut    time.Time // refused until then
+
+	said    time.Time // the last line about an offence
+	unsaid  int       // offences since then
+	lines   int       // about coming and going, since counted
+	counted time.Time
 }
 
 // guests is a bounded table; those with connections are never forgotten, and
@@ -80,7 +87,7 @@ func (t *guests) get(key any) *guest {
 }
 
 func newGatekeeper() *gatekeeper {
-	return &gatekeeper{hashing: make(chan struct{}, hashesAtOnce), said: report.NewLadder(nil)}
+	return &gatekeeper{}
 }
 
 // addressOf is the address that limits count by: IPv6 by /64, and nothing for
@@ -106,27 +113,41 @@ func addressOf(a net.Addr) (ip netip.Addr, local bool) {
 func (g *gatekeeper) enter(c *conn) bool {
 	c.b.n.socketsAll.Add(1)
 	now := time.Now()
+	c.came = now
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !c.local {
-		a := g.guests.get(c.ip)
-		if a.open >= perAddress || now.Before(a.shut) {
-			c.b.n.refusedConnects.Add(1)
-			return false
+	defer g.unlock(c.b)
+	if c.local {
+		if g.near >= maxBurstWaiting {
+			g.pushOutLocked(func(o *conn) bool { return o.local })
 		}
-		if a.waiting >= waitingPerAddress {
-			g.pushOutLocked(func(o *conn) bool { return o.ip == c.ip && now.Sub(o.came) >= leastWait })
-		}
-		if n := g.waiting.Len(); n >= maxWaiting {
-			g.pushOutLocked(func(o *conn) bool { return n >= maxBurstWaiting || now.Sub(o.came) >= leastWait })
-		}
-		a.open++
-		a.waiting++
-		c.came = now
+		g.near++
 		c.place = g.waiting.PushBack(c)
+		return true
 	}
-	g.open++
+	a := g.guests.get(c.ip)
+	switch {
+	case now.Before(a.shut):
+		g.refuseLocked(c, "is refused for a minute after wrong passwords")
+		return false
+	case a.open >= perAddress:
+		g.refuseLocked(c, fmt.Sprintf("has %d connections, more are refused", perAddress))
+		return false
+	}
+	if a.waiting >= waitingPerAddress {
+		g.pushOutLocked(func(o *conn) bool { return o.ip == c.ip && now.Sub(o.came) >= leastWait })
+	}
+	if n := g.waiting.Len() - g.near; n >= maxWaiting {
+		g.pushOutLocked(func(o *conn) bool { return !o.local && (n >= maxBurstWaiting || now.Sub(o.came) >= leastWait) })
+	}
+	a.open++
+	a.waiting++
+	c.place = g.waiting.PushBack(c)
 	return true
+}
+
+func (g *gatekeeper) refuseLocked(c *conn, text string) {
+	c.b.n.refusedConnects.Add(1)
+	g.offenceLocked(c, text)
 }
 
 // pushOutLocked ends the oldest waiting connection of a kind.
@@ -134,88 +155,155 @@ func (g *gatekeeper) pushOutLocked(kind func(*conn) bool) {
 	for e := g.waiting.Front(); e != nil; e = e.Next() {
 		if o := e.Value.(*conn); kind(o) {
 			o.b.n.refusedConnects.Add(1)
-			g.admittedLocked(o)
-			o.kick(&ending{text: "made room for newer connections before its CONNECT"})
+			g.waitedLocked(o)
+			o.kick(&ending{text: "made room for newer connections before its CONNECT", fault: true})
 			return
 		}
 	}
 }
 
-// admitted ends the time in which a connection may be pushed out.
-func (g *gatekeeper) admitted(c *conn) {
+// admit counts a client that may come in, and ends the time in which it may be
+// pushed out. Over max_clients it is refused, unless it replaces a connection
+// of its own.
+func (g *gatekeeper) admit(c *conn, limit int, again bool) error {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.admittedLocked(c)
+	over := g.clients >= limit && limit > 0 && !again
+	if !over {
+		g.waitedLocked(c)
+		c.inside = true
+		g.clients++
+	}
+	g.mu.Unlock()
+	if over {
+		return overFull(c, limit)
+	}
+	return nil
 }
 
-func (g *gatekeeper) admittedLocked(c *conn) {
+// full refuses a CONNECT over max_clients before it costs anything.
+func (g *gatekeeper) full(c *conn, limit int, again bool) error {
+	g.mu.Lock()
+	over := g.clients >= limit && limit > 0 && !again
+	g.mu.Unlock()
+	if over {
+		return overFull(c, limit)
+	}
+	return nil
+}
+
+func overFull(c *conn, limit int) error {
+	c.b.n.refusedConnects.Add(1)
+	text := fmt.Sprintf("%d clients are connected, more are refused (max_clients)", limit)
+	c.b.ladder.Fail(report.Report{Err: "max-clients", Level: slog.LevelWarn, Who: "broker", Text: text})
+	e := refuseConnect(packet.QuotaExceeded, "%s", text)
+	e.said = true
+	return e
+}
+
+func (g *gatekeeper) waitedLocked(c *conn) {
 	if c.place == nil {
 		return
 	}
 	g.waiting.Remove(c.place)
 	c.place = nil
+	if c.local {
+		g.near--
+		return
+	}
 	g.guests.get(c.ip).waiting--
 }
 
 func (g *gatekeeper) leave(c *conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.admittedLocked(c)
-	g.open--
+	g.waitedLocked(c)
+	if c.inside {
+		g.clients--
+	}
 	if !c.local {
 		g.guests.get(c.ip).open--
 	}
 }
 
-// full refuses a CONNECT over max_clients.
-func (g *gatekeeper) full(c *conn, limit int) error {
+// offence says in one line a minute and address what somebody does.
+func (g *gatekeeper) offence(c *conn, text string) {
 	g.mu.Lock()
-	over := limit > 0 && g.open > limit
-	g.mu.Unlock()
-	if !over {
-		return nil
-	}
-	c.b.n.refusedConnects.Add(1)
-	text := fmt.Sprintf("%d clients are connected, more are refused (max_clients)", limit)
-	c.b.ladder.Fail(report.Report{Err: "max-clients", Level: slog.LevelWarn, Who: "broker", Text: text})
-	return refuseConnect(packet.QuotaExceeded, "%s", text)
+	defer g.unlock(c.b)
+	g.offenceLocked(c, text)
 }
 
-// hash runs one comparison of a password when there is room, within the time
-// that a CONNECT has.
-func (g *gatekeeper) hash(limit time.Duration, check func() bool) bool {
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	select {
-	case g.hashing <- struct{}{}:
-	case <-timer.C:
-		return false
+// unlock lets mu go and logs what was to be said meanwhile.
+func (g *gatekeeper) unlock(b *Broker) {
+	lines := g.lines
+	g.lines = nil
+	g.mu.Unlock()
+	for _, l := range lines {
+		b.log.Warn("broker: "+l, "err", "lan-offence")
 	}
-	defer func() { <-g.hashing }()
-	return check()
+}
+
+func (g *gatekeeper) offenceLocked(c *conn, text string) {
+	a, now := g.guests.get(c.ip), time.Now()
+	if !a.said.IsZero() && now.Sub(a.said) < offenceEvery {
+		a.unsaid++
+		return
+	}
+	line := host(c.addr)
+	if c.id != "" {
+		line += " (client " + report.Name(c.id)
+		if c.claims != "" {
+			line += ", user " + report.Name(c.claims)
+		}
+		line += ")"
+	}
+	line += " " + report.Line(text)
+	if a.unsaid > 0 {
+		line += fmt.Sprintf("; %s more like it since %s", report.Count(uint64(a.unsaid)), a.said.Local().Format("15:04:05"))
+	}
+	a.said, a.unsaid = now, 0
+	g.lines = append(g.lines, line)
+}
+
+// mayTell says whether that a client comes or goes is worth a line: not when its
+// address does little else.
+func (g *gatekeeper) mayTell(c *conn) bool {
+	g.mu.Lock()
+	defer g.unlock(c.b)
+	a, now := g.guests.get(c.ip), time.Now()
+	if now.Sub(a.counted) >= offenceEvery {
+		a.counted, a.lines = now, 0
+	}
+	if a.lines++; a.lines == comings {
+		g.offenceLocked(c, "comes and goes all the time: the rest of this minute is left out")
+	}
+	return a.lines < comings
 }
 
 // failed notes a wrong password and refuses it after a while that doubles.
 func (g *gatekeeper) failed(c *conn, user string) error {
 	now := time.Now()
 	g.mu.Lock()
-	n := max(g.guests.get(c.ip).fail(now), g.guests.get("user "+user).fail(now))
+	n := max(g.guests.get(c.ip).fail(now), g.guests.get("user "+user[:min(len(user), 64)]).fail(now)) // it may be long
 	if a := g.guests.get(c.ip); !c.local && a.failed >= loginFailures {
 		a.shut = now.Add(loginWindow)
 	}
 	g.mu.Unlock()
-	text := fmt.Sprintf("%s (client %s, user %s) wrong password", host(c.addr), report.Name(c.id), report.Name(user))
+	text := "wrong password"
+	if user == "" {
+		text = "wants in without a user name"
+	}
 	if n > 1 {
 		text += ", " + ordinal(n) + " time"
 	}
-	if _, say := g.said.Fail(report.Report{Err: "lan-login", Who: c.ip.String(), Text: text}); say {
-		c.b.log.Warn("broker: "+text, "err", "lan-login")
-	}
+	c.claims = user
+	g.offence(c, text)
 	delay := min(loginDelay<<min(n-1, 10), maxLoginDelay)
 	if err := c.pause(delay); err != nil {
 		return err
 	}
-	return refuseConnect(packet.NotAuthorized, "wrong password")
+	e := refuseConnect(packet.NotAuthorized, "wrong password")
+	e.said = true
+	return e
 }
 
 // fail counts a failure in the running window.

@@ -77,11 +77,9 @@ func TestUsersFile(t *testing.T) {
 	}
 }
 
-func TestUsersFileOfMosquitto(t *testing.T) {
-	tool, err := exec.LookPath("mosquitto_passwd")
-	if err != nil {
-		t.Skip("mosquitto_passwd is not installed")
-	}
+func TestPeerUsersFileOfMosquitto(t *testing.T) {
+	peers(t, "mosquitto_passwd")
+	const tool = "mosquitto_passwd"
 	path := filepath.Join(t.TempDir(), "users")
 	if out, err := exec.Command(tool, "-b", "-c", path, "joe", "secret").CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
@@ -138,6 +136,7 @@ func TestLogin(t *testing.T) {
 			if a := expect[*packet.Connack](c); a.Code != refused {
 				t.Errorf("version %d: anonymous: %d", v, a.Code)
 			}
+			c.ended()
 			nap(2 * time.Minute)
 		}
 		// The file changes: ann comes, joe goes.
@@ -218,7 +217,11 @@ func TestConnectionLimits(t *testing.T) {
 			c.send(&packet.Connect{Version: packet.V5, ClientID: n("c", i), CleanStart: true})
 			expect[*packet.Connack](c)
 		}
+		began = time.Now()
 		r.dialFrom(packet.V5, "10.0.0.2").ended()
+		if time.Since(began) != 0 {
+			t.Error("one more of an address was let in")
+		}
 		for i := range 10 {
 			r.connect(packet.V311, n("d", i))
 		}

@@ -16,9 +16,9 @@ import (
 	"busgate/config"
 )
 
-// Listen binds every address of a configuration: plain (host:port, or the path
-// of a unix socket), TLS and WebSocket. Each listener is for Serve, which closes
-// it. On an error none is left open.
+// Listen binds every address of a configuration, in this order: plain, TLS,
+// WebSocket, unix socket. Each listener is for Serve, which closes it. On an
+// error none is left open.
 func Listen(cfg config.Broker, log *slog.Logger) (ls []net.Listener, err error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -59,16 +59,20 @@ func Listen(cfg config.Broker, log *slog.Logger) (ls []net.Listener, err error) 
 		if secret != nil {
 			l = secret.listen(l)
 		}
-		ls = append(ls, NewWebSocketListener(l, int(cfg.MaxPacket)))
+		ls = append(ls, NewWebSocketListener(l, int(cfg.MaxPacket), cfg.WebSocket.Origins...))
+	}
+	if cfg.Socket != "" {
+		l, err := bindUnix(cfg.Socket)
+		if err != nil {
+			return ls, err
+		}
+		ls = append(ls, l)
 	}
 	return ls, nil
 }
 
-// bind opens one address; a path is a unix socket.
+// bind opens one TCP address.
 func bind(addr string) (net.Listener, error) {
-	if strings.HasPrefix(addr, "/") {
-		return bindUnix(addr)
-	}
 	l, err := net.Listen("tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		who := "another program"
@@ -76,7 +80,8 @@ func bind(addr string) (net.Listener, error) {
 			who = fmt.Sprintf("%s (pid %d). Stop it: sudo systemctl disable --now %s", name, pid, name)
 			return nil, fmt.Errorf("broker: %s is in use by %s, or set another listen in [broker]: %w", addr, who, err)
 		}
-		return nil, fmt.Errorf("broker: %s is in use by %s: set another listen in [broker]: %w", addr, who, err)
+		_, port, _ := net.SplitHostPort(addr)
+		return nil, fmt.Errorf("broker: %s is in use by %s (sudo ss -ltnp 'sport = :%s' names it): set another listen in [broker]: %w", addr, who, port, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("broker: %w", err)
@@ -91,7 +96,7 @@ const socketMode fs.FileMode = 0o660
 func bindUnix(path string) (net.Listener, error) {
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()
-		return nil, fmt.Errorf("broker: %s is in use by another program: set another listen in [broker]", path)
+		return nil, fmt.Errorf("broker: %s is in use by another program: set another socket in [broker]", path)
 	} else if i, serr := os.Lstat(path); serr == nil && i.Mode()&fs.ModeSocket != 0 && errors.Is(err, syscall.ECONNREFUSED) {
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("broker: stale socket: %w", err)

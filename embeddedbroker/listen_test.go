@@ -183,11 +183,11 @@ func TestCertificateIsReadAgain(t *testing.T) {
 
 func TestUnixSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "mqtt.sock")
-	_, ls := listenAll(t, func(c *config.Broker) { c.Listen = path })
+	_, ls := listenAll(t, func(c *config.Broker) { c.Socket = path })
 	if i, err := os.Stat(path); err != nil || i.Mode().Perm() != socketMode {
 		t.Errorf("%v %v", i.Mode(), err)
 	}
-	if _, err := bind(path); err == nil || !strings.Contains(err.Error(), "in use") {
+	if _, err := bindUnix(path); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("a second listener: %v", err)
 	}
 	nc, err := net.Dial("unix", ls[0].Addr().String())
@@ -202,14 +202,14 @@ func TestUnixSocket(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
-	again, err := bind(stale)
+	again, err := bindUnix(stale)
 	if err != nil {
 		t.Fatalf("a stale socket: %v", err)
 	}
 	again.Close()
 	file := filepath.Join(t.TempDir(), "file")
 	os.WriteFile(file, []byte("mine"), 0o600)
-	if _, err := bind(file); err == nil {
+	if _, err := bindUnix(file); err == nil {
 		t.Error("a file was replaced")
 	}
 }

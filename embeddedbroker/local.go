@@ -109,7 +109,7 @@ type localSub struct {
 	f   func(*Message)
 
 	mu      sync.Mutex
-	q       ring[localItem]
+	q       queue[localItem]
 	running bool
 	closed  bool
 }

@@ -148,7 +148,7 @@ func (m *Memory) Append(e *Entry) error {
 	}
 	for _, t := range e.Targets {
 		if c := m.consumers[t.Consumer]; c != nil {
-			c.add(Delivery{Seq: e.Seq, Msg: e.Msg, Ord: t.Ord, QoS: t.QoS, Retain: t.Retain, SubIDs: t.SubIDs})
+			c.add(Delivery{Seq: e.Seq, Msg: e.Msg, Ord: t.Ord, QoS: t.QoS, Retain: t.Retain, Shared: t.Shared, SubIDs: t.SubIDs})
 		}
 	}
 	m.mu.Unlock()

@@ -101,8 +101,8 @@ func (s *session) wake() {
 
 // nextLocked is the queue whose front may be sent now, nil = none. Messages
 // leave in the order of arrival, except that a full window lets QoS 0 pass.
-func (s *session) nextLocked() *ring[item] {
-	var q *ring[item]
+func (s *session) nextLocked() *queue[item] {
+	var q *queue[item]
 	if s.q.len() > 0 && s.inflight < s.window && s.ordFreeLocked(s.q.at(0).ord) {
 		q = &s.q
 	}

@@ -28,7 +28,9 @@ type plan struct {
 	targets []Target
 	ops     []Op
 	saves   []*session // whose numbers are reserved by this entry
+	copies  []spare    // second copies for a session, by shared subscriptions
 	exact   bool       // a delivery at QoS 2 to a persistent session
+	entry   Entry
 }
 
 // handover is one delivery to a session.
@@ -46,6 +48,9 @@ func (p *plan) reset() {
 	clear(p.to)
 	clear(p.saves)
 	clear(p.ops)
+	clear(p.copies)
+	p.entry = Entry{}
+	p.copies = p.copies[:0]
 	p.to, p.targets, p.ops, p.saves, p.exact = p.to[:0], p.targets[:0], p.ops[:0], p.saves[:0], false
 }
 
@@ -88,13 +93,14 @@ func (b *Broker) publishLocked(o *origin, p *publication) (waiting bool, err err
 	if p.slot != nil && len(rt.sessions)+len(rt.locals)+len(rt.uplinks)+len(rt.groups) == 0 {
 		p.slot.code = packet.NoMatching
 	}
-	e := Entry{Msg: m, Ops: pl.ops, Targets: pl.targets, Done: &b.rel}
+	e := &pl.entry
+	*e = Entry{Msg: m, Ops: pl.ops, Targets: pl.targets, Done: &b.rel}
 	write := len(pl.targets)+len(pl.ops) > 0
 	if write {
-		if e.Wait = p.wait || pl.exact; p.wait && p.done != nil {
+		if e.Wait = p.wait || pl.exact; p.wait && p.done != nil && len(pl.copies) == 0 {
 			e.Done, waiting = p.done, true
 		}
-		if err := b.store.Append(&e); err != nil {
+		if err := b.store.Append(e); err != nil {
 			if p.wait {
 				return false, err
 			}
@@ -111,8 +117,11 @@ func (b *Broker) publishLocked(o *origin, p *publication) (waiting bool, err err
 	if keep {
 		b.kept.set(m, wait, write && b.durable(m))
 	}
+	if len(pl.copies) > 0 {
+		waiting, err = b.sendCopies(o, p)
+	}
 	b.endPendingLocked()
-	return waiting, nil
+	return waiting, err
 }
 
 // durable says whether a retained message is kept on disk: what the gateway
@@ -142,6 +151,10 @@ func (b *Broker) planSessions(o *origin, p *publication, rt *route) error {
 	}
 	for _, group := range rt.groups {
 		if s := group.pick(rt.topic); s != nil {
+			if b.plan.reaches(s.sess) { // it has a copy: this one needs an entry of its own
+				b.plan.copies = append(b.plan.copies, spare{group.key, p.msg, s})
+				continue
+			}
 			g := grant{}
 			g.add(s)
 			if err := b.planOne(p, s.sess, &g, group, refuse); err != nil {
@@ -180,7 +193,7 @@ func (b *Broker) planOne(p *publication, s *session, g *grant, group *shareGroup
 	}
 	if h.stored {
 		pl.exact = pl.exact || h.qos == 2
-		pl.targets = append(pl.targets, Target{Consumer: s.consumer, Ord: h.ord, QoS: h.qos, Retain: h.retain, SubIDs: h.subIDs})
+		pl.targets = append(pl.targets, Target{Consumer: s.consumer, Ord: h.ord, QoS: h.qos, Retain: h.retain, Shared: group != nil, SubIDs: h.subIDs})
 	}
 	pl.to = append(pl.to, h)
 	return nil

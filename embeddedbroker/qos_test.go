@@ -248,7 +248,7 @@ func TestOversizeForClient(t *testing.T) {
 }
 
 func TestStalledSubscriber(t *testing.T) {
-	const total = 2000
+	const total = 10_000
 	r := start(t, NewMemory())
 	c := r.connect(packet.V311, "c", persistent)
 	c.subscribe("t", 1)

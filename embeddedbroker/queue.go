@@ -1,49 +1,86 @@
 package embeddedbroker
 
-// ring is a queue that keeps its room while it is in use and gives it back when
-// it is empty and large.
-type ring[T any] struct {
-	buf  []T
-	head int
-	n    int
+import "sync"
+
+// pieceLen is how many elements of a queue lie together.
+const pieceLen = 32
+
+type piece[T any] [pieceLen]T
+
+// queue is a FIFO in pieces: it grows without copying and an empty one owns
+// next to nothing, so that a client which had a burst costs no more than one
+// that had none. With a pool, pieces are shared with others of the same kind.
+type queue[T any] struct {
+	pool   *sync.Pool // of *piece[T]; nil: pieces are made and dropped
+	pieces []*piece[T]
+	head   int // of the front in the first piece
+	n      int
 }
 
-func (r *ring[T]) len() int { return r.n }
+// pieces that sessions share.
+var (
+	itemPieces   = sync.Pool{New: func() any { return new(piece[item]) }}
+	flightPieces = sync.Pool{New: func() any { return new(piece[flight]) }}
+)
 
-// at is the i-th element from the front; the pointer is valid until the next push.
-func (r *ring[T]) at(i int) *T { return &r.buf[(r.head+i)&(len(r.buf)-1)] }
+func (q *queue[T]) len() int { return q.n }
 
-func (r *ring[T]) push(v T) {
-	if r.n == len(r.buf) {
-		grown := make([]T, max(8, 2*len(r.buf)))
-		for i := range r.n {
-			grown[i] = *r.at(i)
+// at is the i-th element from the front; the pointer is valid until it is popped.
+func (q *queue[T]) at(i int) *T {
+	i += q.head
+	return &q.pieces[i/pieceLen][i%pieceLen]
+}
+
+func (q *queue[T]) push(v T) {
+	if q.head+q.n == len(q.pieces)*pieceLen {
+		var p *piece[T]
+		if q.pool != nil {
+			p = q.pool.Get().(*piece[T])
+		} else {
+			p = new(piece[T])
 		}
-		r.buf, r.head = grown, 0
+		q.pieces = append(q.pieces, p)
 	}
-	r.n++
-	*r.at(r.n - 1) = v
+	q.n++
+	*q.at(q.n - 1) = v
 }
 
-func (r *ring[T]) pop() T {
+func (q *queue[T]) pop() T {
 	var zero T
-	p := r.at(0)
+	p := &q.pieces[0][q.head]
 	v := *p
 	*p = zero
-	r.head = (r.head + 1) & (len(r.buf) - 1)
-	if r.n--; r.n == 0 && len(r.buf) > 64 {
-		r.buf, r.head = nil, 0
+	q.n--
+	if q.head++; q.head == pieceLen || q.n == 0 {
+		q.shift()
 	}
 	return v
 }
 
-// insert puts v before the i-th element.
-func (r *ring[T]) insert(i int, v T) {
-	r.push(v)
-	for j := r.n - 1; j > i; j-- {
-		*r.at(j) = *r.at(j - 1)
+// shift gives the first piece back, which is empty.
+func (q *queue[T]) shift() {
+	q.head = 0
+	if q.pool != nil {
+		q.pool.Put(q.pieces[0])
 	}
-	*r.at(i) = v
+	k := copy(q.pieces, q.pieces[1:])
+	q.pieces[k] = nil
+	if q.pieces = q.pieces[:k]; k == 0 && cap(q.pieces) > 8 {
+		q.pieces = nil
+	}
 }
 
-func (r *ring[T]) clear() { *r = ring[T]{} }
+// insert puts v before the i-th element.
+func (q *queue[T]) insert(i int, v T) {
+	q.push(v)
+	for j := q.n - 1; j > i; j-- {
+		*q.at(j) = *q.at(j - 1)
+	}
+	*q.at(i) = v
+}
+
+func (q *queue[T]) clear() {
+	for q.n > 0 {
+		q.pop()
+	}
+}

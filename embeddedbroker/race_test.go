@@ -1,12 +1,15 @@
 package embeddedbroker
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"sync"
 	"testing"
 
+	"busgate/config"
 	"busgate/embeddedbroker/packet"
 )
 
@@ -134,6 +137,71 @@ func TestStorm(t *testing.T) {
 	}
 	wg.Wait()
 	r.stop()
+}
+
+var stormClients = flag.Int("storm.clients", 100, "how many clients storm at once")
+
+// TestStormOfClients: many clients connect, take each other's sessions over,
+// subscribe, publish, answer and close at once; for the race detector, with 1000
+// of them: go test -race -run StormOfClients ./embeddedbroker -storm.clients 1000.
+// What it leaves is what was promised: no connection, no goroutine of one, the
+// persistent sessions, and a broker that serves.
+func TestStormOfClients(t *testing.T) {
+	many := *stormClients
+	r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.MaxClients = 2 * many })
+	idle := runtime.NumGoroutine()
+	var wg sync.WaitGroup
+	for w := range many {
+		wg.Go(func() {
+			rnd := rand.New(rand.NewPCG(2, uint64(w)))
+			for round := range 6 {
+				id, opts := n("s", rnd.IntN(many/2)), []option{clean, will("gone", "x", 1, false)}
+				if id[len(id)-1]%2 == 0 {
+					opts = []option{persistent, will("gone", "x", 2, true)}
+				}
+				c, ok := r.loose(versions[rnd.IntN(3)], id, opts...)
+				if !ok {
+					continue // taken over already
+				}
+				c.try(&packet.Subscribe{PID: 1, Filters: []packet.Filter{{Filter: n("t/", rnd.IntN(50)), QoS: byte(rnd.IntN(3))}, {Filter: "$share/g/t/+", QoS: 1}, {Filter: "gone", QoS: 1}}})
+				for i := range 5 {
+					c.try(&packet.Publish{Topic: []byte(n("t/", rnd.IntN(50))), QoS: byte(1 + i%2), PID: uint16(i + 1), Payload: []byte("x")})
+				}
+				for range rnd.IntN(10) {
+					if p, ok := c.poll(); !ok {
+						break
+					} else if m, is := p.(*packet.Publish); is && m.QoS > 0 {
+						c.try(&packet.Ack{Type: packet.PUBACK + packet.Type(m.QoS-1), PID: m.PID})
+					}
+				}
+				switch (w + round) % 3 {
+				case 0:
+					c.try(&packet.Disconnect{})
+				case 1:
+					r.b.DropSession(id)
+				}
+				c.close()
+			}
+		})
+	}
+	wg.Wait()
+	for r.b.Stats().Clients > 0 {
+		runtime.Gosched()
+	}
+	for _, c := range r.b.Clients() {
+		if !c.Persistent {
+			t.Errorf("%s is left", c.ID)
+		}
+	}
+	c := r.connect(packet.V5, "after")
+	c.subscribe("after", 2)
+	c.publish("after", "x", 0, 0)
+	c.receive("after", "x")
+	c.close()
+	r.stop()
+	for runtime.NumGoroutine() > idle {
+		runtime.Gosched()
+	}
 }
 
 func TestRouteAllocatesNothingPerSubscriber(t *testing.T) {

@@ -11,11 +11,13 @@ import (
 const (
 	maxRetained      = 100_000
 	maxRetainedBytes = 64 << 20
+	maxRetainedNodes = 2 * maxRetained // levels, each counted once
 )
 
 // retained is the index of retained messages by level. It belongs to core.mu.
 type retained struct {
 	root  retainedNode
+	nodes int // below root
 	count int
 	bytes int64
 }
@@ -36,7 +38,7 @@ func (r *retained) room(m *Message) bool {
 	if n := r.find(m.Topic); n != nil && n.msg != nil {
 		return r.bytes-size(n.msg)+size(m) <= maxRetainedBytes
 	}
-	return r.count < maxRetained && r.bytes+size(m) <= maxRetainedBytes
+	return r.count < maxRetained && r.bytes+size(m) <= maxRetainedBytes && r.nodes+strings.Count(m.Topic, "/") < maxRetainedNodes
 }
 
 func size(m *Message) int64 { return int64(len(m.Topic) + len(m.Payload) + len(m.Props)) }
@@ -56,6 +58,7 @@ func (r *retained) set(m *Message, seq Seq, stored bool) {
 			}
 			kid = &retainedNode{}
 			n.kids[strings.Clone(level)] = kid
+			r.nodes++
 		}
 		n = kid
 	}
@@ -90,6 +93,7 @@ func (r *retained) prune(n *retainedNode, topic string) bool {
 	if more {
 		if r.prune(kid, rest) {
 			delete(n.kids, level)
+			r.nodes--
 		}
 	} else {
 		if kid.msg != nil {
@@ -99,6 +103,7 @@ func (r *retained) prune(n *retainedNode, topic string) bool {
 		kid.msg = nil
 		if len(kid.kids) == 0 {
 			delete(n.kids, level)
+			r.nodes--
 		}
 	}
 	return len(n.kids) == 0 && n.msg == nil

@@ -232,6 +232,40 @@ func TestAnswersCarryTheirIDs(t *testing.T) {
 	}
 }
 
+func TestSubscribingAgainReplacesAndInterruptsNothing(t *testing.T) {
+	covers(t, "311", "MQTT-3.8.4-3")
+	covers(t, "5", "MQTT-3.8.4-3", "MQTT-3.8.4-4")
+	for _, v := range versions {
+		r := start(t, NewMemory())
+		p := r.connect(v, "pub")
+		p.send(&packet.Publish{Topic: []byte("r/1"), Retain: true, QoS: 1, PID: 1, Payload: []byte("kept")})
+		p.acked(packet.PUBACK, 1)
+		c := r.connect(v, "c", persistent)
+		c.subscribe("r/+", 1)
+		c.take("r/1", "kept")
+		p.publish("r/2", "open", 1, 1)
+		open := c.receive("r/2", "open")
+		for qos := range byte(3) {
+			c.subscribe("r/+", qos)
+			if m := c.take("r/1", "kept"); !m.Retain || m.QoS != min(qos, 1) {
+				t.Errorf("version %d: %+v", v, m)
+			}
+			p.publish("r/3", "once", 2, 2)
+			if m := c.take("r/3", "once"); m.QoS != qos {
+				t.Errorf("version %d: QoS %d, want %d", v, m.QoS, qos)
+			}
+		}
+		c.ping()
+		c.silent()
+		c.close()
+		c = r.connect(v, "c", persistent)
+		if m := c.take("r/2", "open"); !m.Dup || m.PID != open.PID {
+			t.Errorf("version %d: %+v", v, m)
+		}
+		r.stop()
+	}
+}
+
 func TestCleanStartDiscardsTheSession(t *testing.T) {
 	covers(t, "5", "MQTT-3.1.2-4", "MQTT-3.1.4-4", "MQTT-3.2.2-2")
 	covers(t, "311", "MQTT-3.1.2-6", "MQTT-3.1.4-3", "MQTT-3.2.2-1")

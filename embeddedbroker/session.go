@@ -34,6 +34,7 @@ type session struct {
 	conn     *conn
 	gen      uint64 // connections so far
 	subs     map[string]*sub
+	weight   int // of subs
 	user     string
 	version  byte
 	expiry   time.Duration // after the connection; negative = never
@@ -47,15 +48,15 @@ type session struct {
 	mu sync.Mutex
 	in map[uint16]bool // QoS 2 ids that the client opened and did not release
 
-	q0      ring[item] // QoS 0
-	q       ring[item] // QoS 1 and 2, in the order of ord
+	q0      queue[item] // QoS 0
+	q       queue[item] // QoS 1 and 2, in the order of ord
 	q0Bytes int
 	qBytes  int
 	burst   int    // queued items that count for no limit
 	arrived uint64 // items so far
 
-	flights  ring[flight] // written, not settled, in the order of ord
-	inflight int          // flights that hold a slot of the window
+	flights  queue[flight] // written, not settled, in the order of ord
+	inflight int           // flights that hold a slot of the window
 	window   int
 	nextOrd  uint64 // number of the next delivery, from 1
 	moved    time.Time
@@ -116,7 +117,8 @@ func ordOf(last uint64, pid uint16) uint64 {
 
 func newSession(b *Broker, id string, consumer ConsumerID) *session {
 	return &session{b: b, id: id, consumer: consumer, subs: map[string]*sub{}, in: map[uint16]bool{},
-		nextOrd: 1, floor: 1, cursor: 1, behind: consumer != 0}
+		nextOrd: 1, floor: 1, cursor: 1, behind: consumer != 0,
+		q0: queue[item]{pool: &itemPieces}, q: queue[item]{pool: &itemPieces}, flights: queue[flight]{pool: &flightPieces}}
 }
 
 // durableLocked is what the store keeps of the session. core.mu is held.
@@ -177,7 +179,7 @@ func (s *session) push(it item) {
 		s.qBytes = 0
 	}
 	s.mu.Unlock()
-	if slow && c.kick(&ending{code: packet.QuotaExceeded, text: "does not take its messages"}) {
+	if slow && c.kick(&ending{code: packet.QuotaExceeded, text: "does not take its messages", fault: true}) {
 		s.b.n.slowClosed.Add(1)
 	}
 	c.wake()
@@ -231,14 +233,12 @@ func (s *session) detachLocked() {
 	s.q.clear()
 	s.q0.clear()
 	s.q0Bytes, s.qBytes, s.burst = 0, 0, 0
-	var owed ring[flight]
-	for i := range s.flights.len() {
-		if f := *s.flights.at(i); f.state == received {
-			owed.push(f)
+	for range s.flights.len() {
+		if f := s.flights.pop(); f.state == received {
+			s.flights.push(f)
 		}
 	}
-	s.flights = owed
-	s.inflight = owed.len()
+	s.inflight = s.flights.len()
 	s.behind, s.cursor = true, s.floor
 }
 

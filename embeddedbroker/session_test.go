@@ -29,6 +29,48 @@ func TestMessageReachesSubscriberAtEveryQoS(t *testing.T) {
 	}
 }
 
+// OfflineMany: what waits for a sleeper, far beyond what memory and window hold,
+// is all there, in order, and never said to be a repetition.
+func TestOfflineMany(t *testing.T) {
+	const total = 20_000
+	for _, v := range versions {
+		r := start(t, NewMemory())
+		s := r.connect(v, "sub", persistent)
+		s.subscribe("a/#", 2)
+		s.send(&packet.Disconnect{})
+		s.ended()
+		p := r.connect(v, "pub")
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			var raw []byte
+			for i := range total {
+				raw = (&packet.Publish{Topic: []byte("a/b"), QoS: 1, PID: uint16(i + 1), Payload: []byte(n("", i))}).Append(raw[:0], v)
+				p.nc.Write(raw)
+			}
+		}()
+		for i := range total {
+			p.acked(packet.PUBACK, uint16(i+1))
+		}
+		<-sent
+		if u := r.b.Clients(); u[1].ID != "sub" || u[1].Queued != total {
+			t.Errorf("%+v", u)
+		}
+		s = r.connect(v, "sub", persistent)
+		for i := range total {
+			if m := s.take("a/b", n("", i)); m.Dup || m.PID != uint16(i+1) {
+				t.Fatalf("version %d message %d: DUP %v id %d", v, i, m.Dup, m.PID)
+			}
+		}
+		s.ping()
+		s.silent()
+		if u := r.b.Clients(); u[1].Queued != 0 || u[1].Inflight != 0 || u[1].Dropped != 0 {
+			t.Errorf("%+v", u[1])
+		}
+		r.stop()
+	}
+}
+
 func TestOfflineOrder(t *testing.T) {
 	covers(t, "5", "MQTT-4.5.0-1")
 	covers(t, "311", "MQTT-3.1.2-4", "MQTT-3.1.2-5", "MQTT-3.2.2-2", "MQTT-4.1.0-1", "MQTT-4.5.0-1")

@@ -3,6 +3,7 @@ package embeddedbroker
 import (
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"busgate/config"
 	"busgate/embeddedbroker/packet"
@@ -26,8 +27,8 @@ type settings struct {
 	acl          *acl
 }
 
-func newSettings(cfg config.Broker, o Options) (*settings, error) {
-	s := &settings{cfg: cfg, maxPacket: int(cfg.MaxPacket), maxKeepAlive: o.MaxKeepAlive, acl: newACL(cfg.ACL)}
+func newSettings(cfg config.Broker) (*settings, error) {
+	s := &settings{cfg: cfg, maxPacket: int(cfg.MaxPacket), maxKeepAlive: int(cfg.MaxKeepAlive / time.Second), acl: newACL(cfg.ACL)}
 	if s.maxPacket <= 0 || s.maxPacket > packet.MaxLength+5 {
 		s.maxPacket = packet.MaxLength + 5
 	}

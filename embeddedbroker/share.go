@@ -1,5 +1,7 @@
 package embeddedbroker
 
+import "slices"
+
 // pick chooses the member that gets the next message: in turn among those that
 // are connected and have room, else those that are connected, else the others.
 func (g *shareGroup) pick(topic string) *sub {
@@ -33,10 +35,16 @@ func (s *session) rank() int {
 	return 2
 }
 
-// spare is a message of a group whose member has gone.
+// reaches says whether the running plan stores a delivery for a session.
+func (p *plan) reaches(s *session) bool {
+	return s.consumer != 0 && slices.ContainsFunc(p.targets, func(t Target) bool { return t.Consumer == s.consumer })
+}
+
+// spare is a message for a member of a group.
 type spare struct {
-	group *shareGroup
+	group string // its key
 	msg   *Message
+	to    *sub // nil: whoever is next
 }
 
 // sparesLocked are the messages of groups that a volatile session leaves: what
@@ -45,13 +53,13 @@ type spare struct {
 func (s *session) sparesLocked() (out []spare) {
 	for i := range s.flights.len() {
 		if f := s.flights.at(i); f.group != nil && f.qos == 1 && f.state == sent {
-			out = append(out, spare{f.group, f.msg})
+			out = append(out, spare{group: f.group.key, msg: f.msg})
 		}
 	}
-	for _, q := range []*ring[item]{&s.q, &s.q0} {
+	for _, q := range []*queue[item]{&s.q, &s.q0} {
 		for i := range q.len() {
 			if it := q.at(i); it.group != nil {
-				out = append(out, spare{it.group, it.msg})
+				out = append(out, spare{group: it.group.key, msg: it.msg})
 			}
 		}
 	}
@@ -60,30 +68,68 @@ func (s *session) sparesLocked() (out []spare) {
 
 // redistribute gives spares to other members of their groups.
 func (b *Broker) redistribute(list []spare) {
-	refuse := b.set.Load().cfg.QueueFull
-	for _, sp := range list {
-		m := sp.group.pick(sp.msg.Topic)
-		if m == nil {
-			continue
+	for i := range list {
+		if _, err := b.give(&list[i], false, &b.rel); err != nil {
+			b.n.droppedFull.Add(1)
 		}
-		pl := &b.plan
-		pl.reset()
-		g := grant{}
-		g.add(m)
-		b.planOne(&publication{msg: sp.msg}, m.sess, &g, sp.group, refuse)
-		e := Entry{Msg: sp.msg, Ops: pl.ops, Targets: pl.targets, Wait: pl.exact, Done: &b.rel}
-		written := false
-		if len(pl.targets) > 0 {
-			if err := b.store.Append(&e); err != nil {
-				b.n.droppedFull.Add(1)
-				continue
-			}
-			written = true
-		}
-		wait := Seq(0)
-		if e.Wait {
-			wait = e.Seq
-		}
-		b.handOver(&route{}, sp.msg, e.Seq, wait, written)
 	}
+}
+
+// give sends a spare by an entry of its own; 0: nothing was written. core.mu is held.
+func (b *Broker) give(sp *spare, wait bool, done Completion) (Seq, error) {
+	g := b.subs.groups[sp.group]
+	if g == nil {
+		return 0, nil // the last member has left
+	}
+	m := sp.to
+	if m == nil {
+		if m = g.pick(sp.msg.Topic); m == nil {
+			return 0, nil
+		}
+	}
+	pl := &b.plan
+	pl.reset()
+	want := grant{}
+	want.add(m)
+	if err := b.planOne(&publication{msg: sp.msg, wait: wait}, m.sess, &want, g, b.set.Load().cfg.QueueFull); err != nil {
+		return 0, err
+	}
+	e := Entry{Msg: sp.msg, Ops: pl.ops, Targets: pl.targets, Wait: wait || pl.exact, Done: done}
+	written := len(pl.targets) > 0
+	if written {
+		if err := b.store.Append(&e); err != nil {
+			return 0, err
+		}
+	}
+	held := Seq(0)
+	if e.Wait {
+		held = e.Seq
+	}
+	b.handOver(&route{}, sp.msg, e.Seq, held, written)
+	return e.Seq, nil
+}
+
+// sendCopies sends the second copies of a publication. The last of them takes
+// its completion: the answer leaves when all are on disk.
+func (b *Broker) sendCopies(o *origin, p *publication) (waiting bool, err error) {
+	list := slices.Clone(b.plan.copies) // give makes plans of its own
+	for i := range list {
+		done := Completion(&b.rel)
+		if last := i == len(list)-1; last && p.wait && p.done != nil {
+			done, waiting = p.done, true
+		}
+		seq, err := b.give(&list[i], p.wait, done)
+		switch {
+		case err != nil && p.wait:
+			return false, err
+		case err != nil:
+			b.n.droppedFull.Add(1)
+		case p.wait:
+			o.last = max(o.last, seq)
+		}
+		if seq == 0 {
+			waiting = false
+		}
+	}
+	return waiting, nil
 }

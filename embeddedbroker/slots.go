@@ -2,6 +2,7 @@ package embeddedbroker
 
 import (
 	"errors"
+	"sync"
 
 	"busgate/embeddedbroker/packet"
 )
@@ -17,11 +18,39 @@ type slot struct {
 	raw   []byte // SUBACK, UNSUBACK: the whole packet
 	bytes int    // of the message it answers
 	done  bool
+	next  *slot // the one behind it
+}
+
+// spareSlots are slots whose answers left. Nobody refers to one that is filled
+// and moved into the output, so it serves the next.
+var spareSlots = sync.Pool{New: func() any { return new(slot) }}
+
+// slots are the places of a connection, in order.
+type slots struct {
+	first, last *slot
+	n           int
+}
+
+func (l *slots) push(s *slot) {
+	if l.n++; l.first == nil {
+		l.first = s
+	} else {
+		l.last.next = s
+	}
+	l.last = s
+}
+
+func (l *slots) pop() *slot {
+	s := l.first
+	l.first, s.next = s.next, nil
+	l.n--
+	return s
 }
 
 // reserve takes the next place for an answer.
 func (c *conn) reserve(typ packet.Type, pid uint16, bytes int) *slot {
-	s := &slot{c: c, typ: typ, pid: pid, bytes: bytes}
+	s := spareSlots.Get().(*slot)
+	*s = slot{c: c, typ: typ, pid: pid, bytes: bytes}
 	c.mu.Lock()
 	c.slots.push(s)
 	c.slotBytes += bytes
@@ -31,23 +60,24 @@ func (c *conn) reserve(typ packet.Type, pid uint16, bytes int) *slot {
 
 // Committed fills the slot; it runs on the committer.
 func (s *slot) Committed(seq Seq, err error) {
+	b := s.c.b
 	if err != nil {
 		s.refuse(err)
 	} else {
 		s.fill(s.code)
 	}
-	s.c.b.rel.advance(seq)
+	b.rel.advance(seq)
 }
 
-// fill says what the answer is and lets it go.
+// fill says what the answer is and lets it go. The slot is gone afterwards.
 func (s *slot) fill(code byte) {
 	c := s.c
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	s.code, s.done = code, true
-	free := c.popSlotsLocked()
-	c.mu.Unlock()
-	if free {
-		c.wake()
+	if c.popSlotsLocked() {
+		c.dirty = true
+		c.startLocked()
 	}
 }
 
@@ -72,11 +102,11 @@ func refusal(err error) byte {
 
 // popSlotsLocked moves the filled slots at the front into the output.
 func (c *conn) popSlotsLocked() bool {
-	any := false
-	for c.slots.len() > 0 && (*c.slots.at(0)).done {
+	answers := uint64(0)
+	for c.slots.first != nil && c.slots.first.done {
 		s := c.slots.pop()
 		c.slotBytes -= s.bytes
-		any = true
+		answers++
 		if s.raw != nil {
 			c.ctl = append(c.ctl, s.raw...)
 			continue
@@ -84,11 +114,16 @@ func (c *conn) popSlotsLocked() bool {
 		c.answeredLocked(s.typ, s.pid, s.code)
 		a := packet.Ack{Type: s.typ, PID: s.pid, Code: s.code}
 		c.ctl = a.Append(c.ctl, c.version)
+		spareSlots.Put(s)
 	}
-	if any && c.parked {
+	if answers == 0 {
+		return false
+	}
+	c.b.n.answers.Add(answers)
+	if c.parked {
 		c.cond.Broadcast()
 	}
-	return any
+	return true
 }
 
 // answeredLocked closes the account of an inbound message.

@@ -76,8 +76,8 @@ type Usage struct {
 // changes of state, or both, kept in one transaction.
 type Entry struct {
 	Ops     []Op
-	Msg     *Message // nil for a pure change of state
-	Targets []Target
+	Msg     *Message   // nil for a pure change of state
+	Targets []Target   // no consumer twice
 	Wait    bool       // somebody waits for the flush: commit now
 	Done    Completion // nil: nobody asks
 	Seq     Seq        // set by Append
@@ -89,6 +89,7 @@ type Target struct {
 	Ord      uint64 // number of the delivery in its session, from 1, fixed here: the packet id follows from it; 0 for an uplink
 	QoS      byte
 	Retain   bool // the RETAIN flag of the delivery (retained copy, or retain-as-published)
+	Shared   bool // by a shared subscription: if the session ends, another member gets it
 	SubIDs   []uint32
 }
 
@@ -103,6 +104,7 @@ type Delivery struct {
 	Ord    uint64
 	QoS    byte
 	Retain bool
+	Shared bool
 	SubIDs []uint32
 }
 

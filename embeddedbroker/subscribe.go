@@ -1,6 +1,7 @@
 package embeddedbroker
 
 import (
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -15,14 +16,17 @@ func (c *conn) onSubscribe(p *packet.Subscribe) error {
 	set := c.b.set.Load()
 	ack := packet.Suback{PID: p.PID, Codes: make([]byte, len(p.Filters))}
 	asked := make([]*sub, len(p.Filters))
-	room := c.subscriptionsLeft()
+	room, bytes := c.subscriptionsLeft()
 	for i, f := range p.Filters {
 		s, code, err := c.judge(f, set)
 		if err != nil {
 			return err
 		}
-		if s != nil && i >= room {
-			s, code = nil, c.refused(f, packet.QuotaExceeded)
+		if s != nil {
+			if bytes -= weigh(f.Filter); i >= room || bytes < 0 {
+				s, code = nil, c.refused(f, packet.QuotaExceeded)
+				c.b.gate.offence(c, "wants more subscriptions than a session may have")
+			}
 		}
 		if ack.Codes[i] = code; s != nil {
 			s.ID = id
@@ -42,6 +46,10 @@ func (c *conn) onSubscribe(p *packet.Subscribe) error {
 // judge makes the subscription of one filter and its code in SUBACK; nil with a
 // code of failure, or with a grant that delivers nothing (3.1 has no failure).
 func (c *conn) judge(f packet.Filter, set *settings) (*sub, byte, error) {
+	if tooDeep(f.Filter) {
+		c.b.gate.offence(c, fmt.Sprintf("wants a filter of more than %d levels", maxLevels))
+		return nil, c.refused(f, packet.BadFilter), nil
+	}
 	refused := c.refused(f, packet.NotAuthorized)
 	_, rest, shared, ok := splitShare(f.Filter)
 	switch {
@@ -67,14 +75,20 @@ func (c *conn) judge(f packet.Filter, set *settings) (*sub, byte, error) {
 	return s, f.QoS, nil
 }
 
-// maxSubscriptions bounds what one session may subscribe to.
-const maxSubscriptions = 10_000
+// What may be subscribed to: filters of one session, and what they cost in
+// memory there and in all sessions together. More are refused.
+const (
+	maxSubscriptions = 10_000
+	maxSessionWeight = 16 << 20
+	maxWeight        = 64 << 20
+)
 
-// subscriptionsLeft is how many further filters the session may have.
-func (c *conn) subscriptionsLeft() int {
+// subscriptionsLeft is how many further filters the session may have, and of
+// what weight.
+func (c *conn) subscriptionsLeft() (filters, bytes int) {
 	c.b.mu.Lock()
 	defer c.b.mu.Unlock()
-	return maxSubscriptions - len(c.sess.subs)
+	return maxSubscriptions - len(c.sess.subs), min(maxSessionWeight-c.sess.weight, maxWeight-c.b.subs.weight)
 }
 
 // refused is how a SUBACK of each version says no. 3.1 cannot: it grants, and

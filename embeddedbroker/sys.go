@@ -34,6 +34,7 @@ func newSysWriter(b *Broker) *sysWriter {
 	w := &sysWriter{b: b, last: map[string]string{}, next: time.Now(), at: time.Now()}
 	for _, l := range []load{
 		{name: "messages/received", count: n.packetsIn.Load},
+		{name: "messages/sent", count: n.packetsOut},
 		{name: "publish/received", count: n.received.Load},
 		{name: "publish/sent", count: n.sent.Load},
 		{name: "publish/dropped", count: n.dropped.Load},
@@ -105,6 +106,7 @@ func (w *sysWriter) values(now time.Time) {
 		{"clients/maximum", uint64(w.most)},
 		{"clients/expired", s.SessionsExpired},
 		{"messages/received", n.packetsIn.Load()},
+		{"messages/sent", n.packetsOut()},
 		{"messages/stored", uint64(queued + s.Retained)},
 		{"messages/inflight", uint64(inflight)},
 		{"publish/messages/received", s.Received},

@@ -1,6 +1,7 @@
 package embeddedbroker
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -61,7 +62,7 @@ func TestServerKeepAlive(t *testing.T) {
 	covers(t, "5", "MQTT-3.2.2-21")
 	covers(t, "311", "MQTT-3.1.3-9")
 	synctest.Test(t, func(t *testing.T) {
-		r := start(t, NewMemory(), func(_ *config.Broker, o *Options) { o.MaxKeepAlive = 60 })
+		r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.MaxKeepAlive = time.Minute })
 		c := r.connect(packet.V5, "c", keep(120))
 		if v, ok := c.ack.Props.Uint(packet.ServerKeepAlive); !ok || v != 60 {
 			t.Errorf("server keep alive %d %v", v, ok)
@@ -102,6 +103,10 @@ func TestWillAtTheEndOfAConnection(t *testing.T) {
 			c.ended()
 			synctest.Wait()
 			w.silent() // a DISCONNECT deletes the will
+
+			r.connect(v, "c").close()
+			synctest.Wait()
+			w.silent() // nor is there one for those who gave none
 
 			c = r.connect(v, "c", will("will/a", "gone", 1, true))
 			c.close()
@@ -315,6 +320,8 @@ func TestDisconnectChangesTheExpiry(t *testing.T) {
 		c.send(&packet.Disconnect{Props: packet.Props{}.WithUint(packet.SessionExpiry, 5)})
 		if d := expect[*packet.Disconnect](c); d.Code != packet.ProtocolError {
 			t.Errorf("0 to 5: code 0x%02X", d.Code)
+		} else if len(d.Props) > 0 {
+			t.Errorf("DISCONNECT has % x", d.Props)
 		}
 	})
 }
@@ -380,10 +387,23 @@ func TestSysIsPublishedWhenItChanges(t *testing.T) {
 		all.subscribe("#", 0)
 		nap(20 * time.Second)
 		all.silent() // wildcards do not match $SYS
-		for _, name := range []string{"uptime", "messages/received", "load/bytes/sent/15min", "retained messages/count", "heap/maximum"} {
+		r.b.UplinkState("cloud", true)
+		names := strings.Fields(`version uptime clients/total clients/connected clients/disconnected clients/active clients/inactive clients/maximum
+			clients/expired messages/received messages/sent messages/stored messages/inflight publish/messages/received publish/messages/sent
+			publish/messages/dropped publish/bytes/received publish/bytes/sent bytes/received bytes/sent subscriptions/count
+			shared_subscriptions/count store/messages/count store/messages/bytes heap/current heap/maximum connection/cloud/state
+			busgate/refused_full busgate/withheld busgate/failed_logins busgate/slow_closed busgate/commit_ms`)
+		names = append(names, "retained messages/count")
+		for _, load := range strings.Fields("messages/received messages/sent publish/received publish/sent publish/dropped bytes/received bytes/sent connections sockets") {
+			names = append(names, "load/"+load+"/1min", "load/"+load+"/5min", "load/"+load+"/15min")
+		}
+		for _, name := range names {
 			if len(r.b.Retained("$SYS/broker/"+name)) != 1 {
 				t.Errorf("no %s", name)
 			}
+		}
+		if got := len(r.b.Retained("$SYS/#")); got != len(names) {
+			t.Errorf("%d topics, want %d", got, len(names))
 		}
 	})
 }

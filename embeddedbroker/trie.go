@@ -5,12 +5,21 @@ import (
 	"strings"
 )
 
-// The cache of matched topics starts anew at either bound: topics, and wishes of
-// sessions in all of them together.
+// The cache of matched topics starts anew at any bound: topics, their bytes, and
+// wishes of sessions in all of them together.
 const (
-	maxRoutes = 4096
-	maxWishes = 1 << 16
+	maxRoutes     = 4096
+	maxRouteBytes = 1 << 20
+	maxWishes     = 1 << 16
 )
+
+// levelWeight is about what one level of a filter costs in memory.
+const levelWeight = 400
+
+// weigh is about what a filter costs in memory, in bytes.
+func weigh(filter string) int {
+	return 2*len(filter) + levelWeight*(1+strings.Count(filter, "/"))
+}
 
 // sub is one subscription in the trie. Exactly one of sess, local and up is set.
 type sub struct {
@@ -48,7 +57,9 @@ type trie struct {
 	groups  map[string]*shareGroup
 	count   int
 	shared  int
+	weight  int // of the subscriptions of sessions
 	wishes  int // in routes
+	bytes   int // of the topics of routes
 	routes  map[string]*route
 	mayRead func(s *session, topic string) bool // judged once per route
 }
@@ -109,6 +120,11 @@ func (t *trie) add(s *sub) {
 	}
 	s.node = n
 	t.count++
+	if s.sess != nil {
+		w := weigh(s.Filter)
+		t.weight += w
+		s.sess.weight += w
+	}
 	t.forget()
 	if !strings.HasPrefix(s.Filter, "$share/") || s.sess == nil {
 		s.pos = len(n.subs)
@@ -134,6 +150,11 @@ func (t *trie) remove(s *sub) {
 	}
 	s.node = nil
 	t.count--
+	if s.sess != nil {
+		w := weigh(s.Filter)
+		t.weight -= w
+		s.sess.weight -= w
+	}
 	t.forget()
 	if g := s.group; g != nil {
 		t.shared--
@@ -163,10 +184,11 @@ func (t *trie) route(topic string) *route {
 	r := &route{topic: topic}
 	w := walk{r: r, seen: map[*session]int{}, mayRead: t.mayRead}
 	w.down(&t.root, topic, true)
-	if len(t.routes) >= maxRoutes || t.wishes+len(r.sessions) > maxWishes {
+	if len(t.routes) >= maxRoutes || t.wishes+len(r.sessions) > maxWishes || t.bytes+len(topic) > maxRouteBytes {
 		t.forget()
 	}
 	t.routes[topic] = r
+	t.bytes += len(topic)
 	t.wishes += len(r.sessions)
 	return r
 }
@@ -174,7 +196,7 @@ func (t *trie) route(topic string) *route {
 // forget empties the cache: a subscription or a right has changed, or it is full.
 func (t *trie) forget() {
 	clear(t.routes)
-	t.wishes = 0
+	t.wishes, t.bytes = 0, 0
 }
 
 // walk gathers one route.

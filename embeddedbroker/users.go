@@ -144,10 +144,16 @@ func (c *conn) login(p *packet.Connect, set *settings) error {
 	if !p.HasUser && set.cfg.Anonymous {
 		return nil
 	}
-	if p.HasUser && c.b.gate.hash(connectTime, func() bool { return set.users.Check(p.User, p.Password) }) {
-		c.b.gate.succeeded(c)
-		c.user = p.User
-		return nil
+	if p.HasUser {
+		ok, err := c.b.gate.hash(c, func() bool { return set.users.Check(p.User, p.Password) })
+		if err != nil {
+			return err
+		}
+		if ok {
+			c.b.gate.succeeded(c)
+			c.user = p.User
+			return nil
+		}
 	}
 	c.b.n.failedLogins.Add(1)
 	return c.b.gate.failed(c, p.User)
@@ -160,7 +166,7 @@ func (b *Broker) watchUsers() {
 	if set.users == nil || stampOf(set.cfg.Users) == set.users.stamp {
 		return
 	}
-	fresh, err := newSettings(set.cfg, b.opts)
+	fresh, err := newSettings(set.cfg)
 	if err != nil {
 		set.users.stamp = stampOf(set.cfg.Users) // said once a version
 		b.log.Error("broker: the changed users file is not usable, the old users stay", "err", err)

@@ -23,6 +23,11 @@ func TestAnnounce(t *testing.T) {
 			t.Errorf("property 0x%02X: %d %v, want %d", id, got, ok, v)
 		}
 	}
+	for _, id := range []byte{packet.ResponseInfo, packet.AuthMethod, packet.ReasonString} { // neither asked for nor used
+		if c.ack.Props.Has(id) {
+			t.Errorf("property 0x%02X is announced", id)
+		}
+	}
 	if id, _ := c.ack.Props.Bytes(packet.AssignedClientID); !strings.HasPrefix(string(id), "auto-") {
 		t.Errorf("assigned client id %q", id)
 	}
@@ -45,6 +50,18 @@ func TestEmptyClientID(t *testing.T) {
 		c.send(&packet.Connect{Version: x.version, CleanStart: x.clean})
 		if a := expect[*packet.Connack](c); a.Code != x.code {
 			t.Errorf("version %d clean %v: code %d, want %d", x.version, x.clean, a.Code, x.code)
+		} else if x.version == packet.V5 {
+			id, _ := a.Props.Bytes(packet.AssignedClientID)
+			again := r.dial(packet.V5)
+			again.send(&packet.Connect{Version: packet.V5})
+			if other, _ := expect[*packet.Connack](again).Props.Bytes(packet.AssignedClientID); len(id) == 0 || bytes.Equal(id, other) {
+				t.Errorf("assigned %q and %q", id, other)
+			}
+		} else if x.code == 0 {
+			again := r.dial(x.version)
+			again.send(&packet.Connect{Version: x.version, CleanStart: true})
+			expect[*packet.Connack](again)
+			c.ping() // it was not taken over
 		}
 		if x.code != 0 {
 			c.ended()
@@ -97,6 +114,12 @@ func TestOverlappingSubscriptionsGiveOneCopy(t *testing.T) {
 	slices.Sort(m.SubIDs)
 	if m.QoS != 1 || !m.Retain || !slices.Equal(m.SubIDs, []uint32{7, 300}) {
 		t.Errorf("%+v", m)
+	}
+	sub("c/#", 2, 1, false) // the highest comes first here
+	sub("c/+", 0, 2, false)
+	p.publish("c/d", "y", 1, 2)
+	if m := c.take("c/d", "y"); m.QoS != 1 {
+		t.Errorf("QoS %d", m.QoS)
 	}
 	c.ping()
 	c.silent()
@@ -181,7 +204,7 @@ func TestRetainHandling(t *testing.T) {
 
 func TestRetainFlagNewSub(t *testing.T) {
 	covers(t, "5", "MQTT-3.3.1-5")
-	covers(t, "311", "MQTT-3.3.1-5", "MQTT-3.3.1-6", "MQTT-3.3.1-8", "MQTT-3.8.4-3")
+	covers(t, "311", "MQTT-3.3.1-5", "MQTT-3.3.1-6", "MQTT-3.3.1-8")
 	store := NewMemory()
 	r := start(t, store)
 	p := r.connect(packet.V311, "pub")
@@ -254,10 +277,32 @@ func rejected(t *testing.T, r *rig, what string, code byte, p ...packet.Packet) 
 	c.ended()
 }
 
+func TestAliasesEndWithTheConnection(t *testing.T) {
+	covers(t, "5", "MQTT-3.3.2-7")
+	r := start(t, NewMemory())
+	alias := &packet.Publish{Topic: []byte("a"), HasAlias: true, Alias: 1}
+	c := r.connect(packet.V5, "c", persistent, prop(packet.TopicAliasMaximum, 1))
+	c.subscribe("a", 0)
+	c.send(alias)
+	if m := c.receive("a", ""); m.Alias != 1 {
+		t.Errorf("%+v", m)
+	}
+	c.close()
+	c = r.connect(packet.V5, "c", persistent, prop(packet.TopicAliasMaximum, 1))
+	r.connect(packet.V5, "pub").publish("a", "", 0, 0)
+	if m := c.receive("a", ""); m.Alias != 1 { // with the topic: ours are new too
+		t.Errorf("%+v", m)
+	}
+	c.send(&packet.Publish{HasAlias: true, Alias: 1})
+	if d := expect[*packet.Disconnect](c); d.Code != packet.ProtocolError {
+		t.Errorf("code 0x%02X", d.Code)
+	}
+}
+
 func TestProtocolErrors(t *testing.T) {
 	covers(t, "5", "MQTT-3.1.0-2", "MQTT-3.3.2-8", "MQTT-3.3.2-9", "MQTT-3.2.2-14", "MQTT-3.2.2-15", "MQTT-3.2.2-17",
 		"MQTT-3.3.4-6", "MQTT-3.3.4-7", "MQTT-3.8.3-4", "MQTT-3.14.4-2", "MQTT-4.8.2-1", "MQTT-4.8.2-2", "MQTT-4.12.0-7",
-		"MQTT-4.13.1-1", "MQTT-4.13.2-1", "MQTT-3.3.2-7")
+		"MQTT-4.13.1-1", "MQTT-4.13.2-1")
 	r := start(t, NewMemory())
 	alias := func(topic string, a uint16) packet.Packet {
 		return &packet.Publish{Topic: []byte(topic), HasAlias: true, Alias: a, QoS: 1, PID: 1}

@@ -124,7 +124,10 @@ func (w *wsClient) Read(p []byte) (int, error) {
 func TestWebSocket(t *testing.T) {
 	covers(t, "5", "MQTT-6.0.0-2", "MQTT-6.0.0-3", "MQTT-6.0.0-4")
 	covers(t, "311", "MQTT-6.0.0-2", "MQTT-6.0.0-3", "MQTT-6.0.0-4")
-	_, ls := listenAll(t, func(c *config.Broker) { c.WebSocket.Listen = "127.0.0.1:0" })
+	_, ls := listenAll(t, func(c *config.Broker) {
+		c.WebSocket.Listen = "127.0.0.1:0"
+		c.WebSocket.Origins = []string{"dash.example", "other.example:3000", "https://third.example"}
+	})
 	addr := ls[0].Addr().String()
 	for _, size := range []int{0, 1, 7, 126, 65536} { // [MQTT-6.0.0-2]
 		if size == 1 {
@@ -147,6 +150,11 @@ func TestWebSocket(t *testing.T) {
 		"our own page":       {[]string{"Origin: http://plant:8080"}, 101},
 		"the old MQTT":       {[]string{"Sec-WebSocket-Protocol: mqttv3.1\r\n"}, 101},
 		"no origin, a query": {[]string{"/mqtt?x=1"}, 101},
+		"a host allowed":     {[]string{"Origin: https://dash.example"}, 101},
+		"with its port":      {[]string{"Origin: https://dash.example:8443"}, 403},
+		"a port allowed":     {[]string{"Origin: http://other.example:3000"}, 101},
+		"an origin allowed":  {[]string{"Origin: https://third.example"}, 101},
+		"by another scheme":  {[]string{"Origin: http://third.example"}, 403},
 	} {
 		if _, resp := wsDial(t, addr, c.header...); resp.StatusCode != c.status {
 			t.Errorf("%s: %d", what, resp.StatusCode)

@@ -1,6 +1,7 @@
 package embeddedbroker
 
 import (
+	"runtime"
 	"sync"
 	"time"
 )
@@ -25,6 +26,7 @@ func (c *conn) startLocked() {
 
 // write sends until nothing is left. No lock is held while it does.
 func (c *conn) write() {
+	runtime.Gosched() // readers that are ready go first: one write serves them all
 	own := writeBuffers.Get().(*[]byte)
 	buf := *own
 	for {

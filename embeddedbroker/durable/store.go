@@ -17,6 +17,9 @@ import (
 // answers ErrBusy; the buffer itself would block at 4 MiB.
 const maxPending = 3 << 20
 
+// maxScratch is how much of the room for properties is kept for the next message.
+const maxScratch = 4 << 10
+
 // sessionPrefix keeps sessions apart from uplinks, whose names hold no slash.
 const sessionPrefix = "session/"
 
@@ -26,7 +29,10 @@ type Store struct {
 	s       *buffer.Store
 	pending atomic.Int64 // bytes on their way to the disk
 
-	mu        sync.Mutex
+	order sync.Mutex // held over an Append: numbers and callbacks keep one order
+	work  scratch    // guarded by order
+
+	mu        sync.Mutex // after order
 	consumers map[buffer.ConsumerID]*buffer.Consumer
 	uplinks   map[buffer.ConsumerID]string // names, which are also those of their streams
 	dropped   map[buffer.ConsumerID]uint64
@@ -174,6 +180,9 @@ func (d *Store) Append(e *embeddedbroker.Entry) error {
 		}
 		size = int64(len(e.Msg.Topic) + len(e.Msg.Payload) + len(e.Msg.Props))
 	}
+	d.order.Lock()
+	defer d.order.Unlock()
+	defer d.work.forget()
 	changes := d.changes(e)
 	records := d.records(e)
 	var t buffer.Ticket
@@ -187,14 +196,34 @@ func (d *Store) Append(e *embeddedbroker.Entry) error {
 	}
 	e.Seq = embeddedbroker.Seq(t.Seq() + uint64(max(len(records), 1)) - 1)
 	d.pending.Add(size)
-	done, seq := e.Done, e.Seq
-	t.Then(func(err error) {
-		d.pending.Add(-size)
-		if done != nil {
-			done.Committed(seq, translate(err))
-		}
-	})
+	n := notes.Get().(*note)
+	if n.told == nil {
+		n.told = n.fire
+	}
+	n.d, n.size, n.done, n.seq = d, size, e.Done, e.Seq
+	t.Then(n.told)
 	return nil
+}
+
+// note is what is to be done when an entry is on disk.
+type note struct {
+	d    *Store
+	size int64
+	done embeddedbroker.Completion
+	seq  embeddedbroker.Seq
+	told func(error) // fire, made once
+}
+
+var notes = sync.Pool{New: func() any { return new(note) }}
+
+func (n *note) fire(err error) {
+	n.d.pending.Add(-n.size)
+	done, seq := n.done, n.seq
+	n.d, n.done = nil, nil
+	notes.Put(n)
+	if done != nil {
+		done.Committed(seq, translate(err))
+	}
 }
 
 // translate gives errors of the buffer the names that the broker knows.

@@ -22,41 +22,60 @@ func lane(k embeddedbroker.Kind) uint8 {
 	return buffer.LaneLAN
 }
 
-// records makes one record for all uplinks and one for all sessions.
+// scratch is what records works in; the buffer copies what it is given.
+type scratch struct {
+	rs      []buffer.Record
+	up, own []buffer.ConsumerID
+	numbers []buffer.Number
+	tags    []embeddedbroker.Target
+	props   []byte
+}
+
+// records makes one record for all uplinks and one for all sessions, valid
+// until the next call. d.order is held.
 func (d *Store) records(e *embeddedbroker.Entry) []buffer.Record {
 	if e.Msg == nil || len(e.Targets) == 0 {
 		return nil
 	}
-	m := e.Msg
-	up := buffer.Record{Lane: lane(m.Kind), QoS: m.QoS, Retain: m.Retain, Kind: uint8(m.Kind), Topic: m.Topic, Payload: m.Payload,
-		Props: m.Props, Expires: m.Expires, At: m.Wall, Mono: m.Mono, Thinnable: m.Kind == embeddedbroker.KindReading}
-	own := up
-	var tags []embeddedbroker.Target
+	m, w := e.Msg, &d.work
+	w.up, w.own, w.numbers, w.tags = w.up[:0], w.own[:0], w.numbers[:0], w.tags[:0]
 	d.mu.Lock()
 	for _, t := range e.Targets {
 		id := buffer.ConsumerID(t.Consumer)
 		name, ok := d.uplinks[id]
 		if !ok {
-			own.To = append(own.To, id)
-			tags = append(tags, t)
+			w.own = append(w.own, id)
+			w.tags = append(w.tags, t)
 			continue
 		}
-		up.To = append(up.To, id)
+		w.up = append(w.up, id)
 		if m.Kind == embeddedbroker.KindReading {
-			up.Numbers = append(up.Numbers, d.s.Stream(name).Next())
+			w.numbers = append(w.numbers, d.s.Stream(name).Next())
 		}
 	}
 	d.mu.Unlock()
-	var rs []buffer.Record
-	if len(up.To) > 0 {
-		rs = append(rs, up)
+	r := buffer.Record{Lane: lane(m.Kind), QoS: m.QoS, Retain: m.Retain, Kind: uint8(m.Kind), Topic: m.Topic, Payload: m.Payload,
+		Expires: m.Expires, At: m.Wall, Mono: m.Mono}
+	w.rs = w.rs[:0]
+	if len(w.up) > 0 {
+		r.To, r.Numbers, r.Props, r.Thinnable = w.up, w.numbers, m.Props, m.Kind == embeddedbroker.KindReading
+		w.rs = append(w.rs, r)
 	}
-	if len(own.To) > 0 {
-		own.Thinnable = false
-		own.Props = appendTags(nil, tags, m)
-		rs = append(rs, own)
+	if len(w.own) > 0 {
+		w.props = appendTags(w.props[:0], w.tags, m)
+		r.To, r.Numbers, r.Props, r.Thinnable = w.own, nil, w.props, false
+		w.rs = append(w.rs, r)
 	}
-	return rs
+	return w.rs
+}
+
+// forget drops what the scratch refers to.
+func (w *scratch) forget() {
+	clear(w.rs)
+	clear(w.tags)
+	if cap(w.props) > maxScratch {
+		w.props = nil
+	}
 }
 
 // appendTags puts what each delivery needs, and the publisher, in front of the
@@ -69,6 +88,9 @@ func appendTags(dst []byte, tags []embeddedbroker.Target, m *embeddedbroker.Mess
 		flags := t.QoS
 		if t.Retain {
 			flags |= 4
+		}
+		if t.Shared {
+			flags |= 8
 		}
 		dst = append(dst, flags)
 		dst = binary.AppendUvarint(dst, uint64(len(t.SubIDs)))
@@ -92,7 +114,7 @@ func decodeDelivery(r *buffer.Record, id embeddedbroker.ConsumerID) (embeddedbro
 		consumer, ord, flags := t.uvarint(), t.uvarint(), t.byte()
 		mine := consumer == uint64(id)
 		if mine {
-			found, d.Ord, d.QoS, d.Retain = true, ord, flags&3, flags&4 != 0
+			found, d.Ord, d.QoS, d.Retain, d.Shared = true, ord, flags&3, flags&4 != 0, flags&8 != 0
 		}
 		for range t.count() {
 			if sub := uint32(t.uvarint()); mine {

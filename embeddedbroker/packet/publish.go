@@ -117,15 +117,18 @@ func (p *Publish) bodySize(version byte, topic int) int {
 
 // Append adds the packet; it allocates only to grow dst.
 func (p *Publish) Append(dst []byte, version byte) []byte {
-	return appendPublish(dst, p, p.Topic, version)
+	dst = p.appendStart(dst, len(p.Topic), version)
+	return p.appendRest(appendString(dst, p.Topic), version)
 }
 
 // AppendTopic is Append with the topic given as a string instead of p.Topic.
 func (p *Publish) AppendTopic(dst []byte, topic string, version byte) []byte {
-	return appendPublish(dst, p, topic, version)
+	dst = p.appendStart(dst, len(topic), version)
+	return p.appendRest(appendString(dst, topic), version)
 }
 
-func appendPublish[T ~string | ~[]byte](dst []byte, p *Publish, topic T, version byte) []byte {
+// appendStart adds the fixed header of a packet with a topic of n bytes.
+func (p *Publish) appendStart(dst []byte, n int, version byte) []byte {
 	flags := p.QoS << 1
 	if p.Dup {
 		flags |= 8
@@ -133,8 +136,11 @@ func appendPublish[T ~string | ~[]byte](dst []byte, p *Publish, topic T, version
 	if p.Retain {
 		flags |= 1
 	}
-	dst = appendHeader(dst, PUBLISH, flags, p.bodySize(version, len(topic)))
-	dst = appendString(dst, topic)
+	return appendHeader(dst, PUBLISH, flags, p.bodySize(version, n))
+}
+
+// appendRest adds what follows the topic.
+func (p *Publish) appendRest(dst []byte, version byte) []byte {
 	if p.QoS > 0 {
 		dst = binary.BigEndian.AppendUint16(dst, p.PID)
 	}

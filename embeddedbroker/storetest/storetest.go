@@ -225,13 +225,13 @@ func targets(t *testing.T, h Harness) {
 	s, a := open(t, h, "a")
 	b := register(t, s, "b", embeddedbroker.ConsumerOptions{})
 	put(t, s, embeddedbroker.Entry{Msg: msg("t", "x"), Targets: []embeddedbroker.Target{
-		{Consumer: a, Ord: 70000, QoS: 2, Retain: true, SubIDs: []uint32{1, 268435455}}, {Consumer: b, Ord: 3, QoS: 1}}})
+		{Consumer: a, Ord: 70000, QoS: 2, Retain: true, SubIDs: []uint32{1, 268435455}}, {Consumer: b, Ord: 3, QoS: 1, Shared: true}}})
 	put(t, s, embeddedbroker.Entry{Msg: msg("t", "y"), Targets: to(b, 4)})
 	da, db := read(t, s, a, 0), read(t, s, b, 0)
-	if len(da) != 1 || da[0].Ord != 70000 || da[0].QoS != 2 || !da[0].Retain || !slices.Equal(da[0].SubIDs, []uint32{1, 268435455}) {
+	if len(da) != 1 || da[0].Ord != 70000 || da[0].QoS != 2 || !da[0].Retain || da[0].Shared || !slices.Equal(da[0].SubIDs, []uint32{1, 268435455}) {
 		t.Errorf("a: %+v", da)
 	}
-	if len(db) != 2 || db[0].Ord != 3 || db[0].QoS != 1 || db[0].Retain || db[0].SubIDs != nil || string(db[1].Msg.Payload) != "y" {
+	if len(db) != 2 || db[0].Ord != 3 || db[0].QoS != 1 || db[0].Retain || !db[0].Shared || db[1].Shared || db[0].SubIDs != nil || string(db[1].Msg.Payload) != "y" {
 		t.Errorf("b: %+v", db)
 	}
 }
