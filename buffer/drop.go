@@ -73,6 +73,12 @@ func (c *Consumer) settledLocked(seq uint64) bool {
 	return ok && c.open[i].state == stateDone
 }
 
+// startedLocked says whether c may have finished some records of a segment that
+// it needs, but not all.
+func (c *Consumer) startedLocked(h *header) bool {
+	return c.partialLocked(h, nil) || slices.ContainsFunc(c.open, func(e lease) bool { return e.seq >= h.first && e.seq <= h.last })
+}
+
 // overQuotaLocked says whether more waits for c than its options allow.
 func (c *Consumer) overQuotaLocked() bool {
 	q := &c.o
@@ -102,6 +108,11 @@ func (s *Store) quotas() {
 		if h == nil && c != nil {
 			s.over = s.over[1:] // all is leased: the next commit asks again
 		}
+		sum := newDropping()
+		whole := h != nil && c.stream == 0 && !c.startedLocked(h)
+		if whole { // what the header says is all there is to tell
+			s.dropForLocked(c, h, nil, reasonQuota, sum)
+		}
 		s.mu.Unlock()
 		if c == nil {
 			return
@@ -109,13 +120,14 @@ func (s *Store) quotas() {
 		if h == nil {
 			continue
 		}
-		raw, _ := s.load(h)
-		sum := newDropping()
-		s.mu.Lock()
-		if !h.dead && !c.gone && c.needsLocked(h) && !c.holdsLocked(h) {
-			s.dropForLocked(c, h, raw, reasonQuota, sum)
+		if !whole {
+			raw, _ := s.load(h)
+			s.mu.Lock()
+			if !h.dead && !c.gone && c.needsLocked(h) && !c.holdsLocked(h) {
+				s.dropForLocked(c, h, raw, reasonQuota, sum)
+			}
+			s.mu.Unlock()
 		}
-		s.mu.Unlock()
 		s.sayQuota(c, sum)
 	}
 }
