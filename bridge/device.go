@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -70,7 +71,7 @@ func newDevice(b *Bridge, cfg *config.Config, dc *config.Device) (*device, error
 		return nil, fmt.Errorf("device %s: a state of its %d points may need %d kB, %d kB is the limit; split it into two devices",
 			dc.Name, len(dc.Points), n>>10, maxState>>10)
 	}
-	scalars := cfg.Gateway.Payload == "value"
+	scalars := sendsScalars(cfg)
 	d := &device{b: b, cfg: dc, bus: cfg.Buses[dc.Bus], topics: newTopics(b.base, dc.Name, dc.Points, scalars),
 		index: make(map[string]int, len(dc.Points)), always: dc.Publish != "change", slots: make([]slot, len(dc.Points))}
 	for i := range dc.Points {
@@ -86,6 +87,20 @@ func newDevice(b *Bridge, cfg *config.Config, dc *config.Device) (*device, error
 		d.last.scalars = make([]*embeddedbroker.Message, len(dc.Points))
 	}
 	return d, nil
+}
+
+// sendsScalars tells whether each point is published on a topic of its own: for
+// the LAN, or because an uplink gives each a topic.
+func sendsScalars(cfg *config.Config) bool {
+	if cfg.Gateway.Payload == "value" {
+		return true
+	}
+	for _, u := range cfg.Uplinks {
+		if strings.Contains(u.TopicTemplate, "{point}") {
+			return true
+		}
+	}
+	return false
 }
 
 // place is where a point stands in the file, -1 when there is none of that name.

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -80,5 +81,71 @@ func TestDiscovery(t *testing.T) {
 		y.f.client("homeassistant/status", "online")
 		wantLines(t, y.f.announced())
 		y.stop()
+	})
+}
+
+// TestEveryTopicOfDiscoveryIsServed: what the announcements name is really
+// published, retained, or listened to; on an availability topic that nobody
+// publishes the device would be unavailable for ever.
+func TestEveryTopicOfDiscoveryIsServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := testConfig()
+		cfg.HomeAssistant = config.HomeAssistant{Discovery: true, Prefix: "homeassistant"}
+		x := start(t, cfg, running())
+		defer x.stop()
+		for _, d := range []string{"fans", "grid", "pumps"} {
+			mustTake(t, x.Bridge, x.round(d, "relay1", true))
+			x.Health(t.Context(), health(d, true, ""))
+		}
+		x.UplinkState("cloud", "online")
+		synctest.Wait()
+		availability, commands := 0, 0
+		for topic, m := range x.f.retained {
+			if !strings.HasPrefix(topic, "homeassistant/device/") {
+				continue
+			}
+			var a struct {
+				Avty []struct{ T string }
+				Stat string `json:"stat_t"`
+				Cmps map[string]struct {
+					Stat string `json:"stat_t"`
+					Cmd  string `json:"cmd_t"`
+				}
+			}
+			if err := json.Unmarshal(m.Payload, &a); err != nil {
+				t.Fatal(err)
+			}
+			states := []string{a.Stat}
+			for _, c := range a.Cmps {
+				if c.Stat != "" {
+					states = append(states, c.Stat)
+				}
+				if c.Cmd == "" {
+					continue
+				}
+				commands++
+				heard := false
+				for _, s := range x.f.subs {
+					heard = heard || !s.off && covers(s.filter, c.Cmd)
+				}
+				if !heard {
+					t.Errorf("%s: nobody listens to %s", topic, c.Cmd)
+				}
+			}
+			for _, v := range a.Avty {
+				availability++
+				if r := x.f.retained[v.T]; r == nil || string(r.Payload) != "online" {
+					t.Errorf("%s: availability %s is %+v, want online, retained", topic, v.T, r)
+				}
+			}
+			for _, s := range states {
+				if x.f.retained[s] == nil {
+					t.Errorf("%s: nothing is published on %s", topic, s)
+				}
+			}
+		}
+		if availability != 7 || commands != 5 { // one of the gateway, two of each device
+			t.Errorf("looked at %d availability topics and %d commands", availability, commands)
+		}
 	})
 }

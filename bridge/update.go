@@ -26,7 +26,7 @@ func (b *Bridge) Update(cfg *config.Config) error {
 	b.unixMS.Store(cfg.Gateway.Time == "unix_ms")
 	b.mu.Lock()
 	before := b.devices
-	same := cfg.Gateway.Payload == b.cfg.Gateway.Payload
+	same := sendsScalars(cfg) == sendsScalars(b.cfg)
 	for name, d := range next {
 		if old := before[name]; old != nil && same && old.unchanged(d) {
 			next[name] = old

@@ -32,7 +32,7 @@ func (l *Link) announce(e *epoch) {
 			if !want(m) || m.Topic == l.set.status() || !slices.ContainsFunc(filters, func(f string) bool { return matches(f, m.Topic) }) {
 				continue
 			}
-			topic, payload := l.set.topics.remote(m.Topic), m.Payload
+			topic, payload := l.rename(m.Topic), m.Payload
 			if m.Topic == l.gw.Base()+"/gateway/info" {
 				payload = l.closingNumber(payload)
 			}
@@ -129,7 +129,7 @@ func (l *Link) take(next *settings) {
 	l.base = next
 	l.set = l.suspect.apply(next)
 	l.coder = coder{gateway: l.gw.Name, name: l.name, base: l.gw.Base(), unixMS: l.gw.Time == "unix_ms", stream: l.o.Stream}
-	l.gate = newGate(next)
+	l.gate, l.packed = newGate(next), nil
 	l.month.cap, l.month.day = next.cfg.BudgetMonth, min(max(next.cfg.BudgetDay, 1), 28)
 }
 

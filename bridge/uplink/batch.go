@@ -107,16 +107,24 @@ func (c *coder) entry(b []byte, r *buffer.Record) []byte {
 	return append(b, '}')
 }
 
+// deflater compresses batches, one after the other, with one writer: a new one
+// takes more than half a megabyte.
+type deflater struct{ w *zlib.Writer }
+
 // deflate is p as a zlib stream when that is smaller, else p. The first byte
 // tells: 0x7B is JSON, 0x78 is zlib.
-func deflate(p []byte) []byte {
+func (d *deflater) deflate(p []byte) []byte {
 	var out bytes.Buffer
-	w, err := zlib.NewWriterLevel(&out, batchLevel)
-	if err != nil {
-		panic("uplink: " + err.Error()) // the level is a constant
+	var err error
+	if d.w == nil {
+		d.w, err = zlib.NewWriterLevel(&out, batchLevel)
+		if err != nil {
+			panic("uplink: " + err.Error()) // the level is a constant
+		}
 	}
-	if _, err = w.Write(p); err == nil {
-		err = w.Close()
+	d.w.Reset(&out)
+	if _, err = d.w.Write(p); err == nil {
+		err = d.w.Close()
 	}
 	if err != nil || out.Len() >= len(p) { // a bytes.Buffer takes everything
 		return p
@@ -154,20 +162,25 @@ func (l *Link) extent(lots []lot) (n int, closed bool) {
 	return n, n >= l.set.batchRecords() || size > limit
 }
 
-// batchOf carries the records of one batch.
+// batchOf carries the records of one batch. One that could not leave is kept
+// until it can: packing it is the most expensive thing that a link does.
 func (l *Link) batchOf(lots []lot) *flight {
+	if f := l.packed; f != nil && f.first == lots[0].Ord && f.last == lots[len(lots)-1].Ord && f.again == (lots[0].Dup && l.set.qos > 0) {
+		return f
+	}
 	rs := make([]buffer.Record, len(lots))
 	for i := range lots {
 		rs[i] = lots[i].Record
 	}
 	p := l.coder.batch(rs)
 	if l.set.cfg.Compress == "deflate" {
-		p = deflate(p)
+		p = l.deflater.deflate(p)
 	}
-	return &flight{
+	l.packed = &flight{
 		first: rs[0].Ord, last: rs[len(rs)-1].Ord, qos: l.set.qos, again: rs[0].Dup && l.set.qos > 0,
 		topic: l.set.topics.remote(l.gw.Base() + "/gateway/history"), payload: p,
 	}
+	return l.packed
 }
 
 // factBatches is the key under which the cuts between batches are kept.

@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -16,26 +17,81 @@ import (
 	"busgate/embeddedbroker"
 )
 
-// sink is a broker that acknowledges at once and keeps nothing.
-func sink(b *testing.B) string {
+// gauge is a broker that acknowledges at once, keeps nothing, and counts the
+// messages that it gets.
+type gauge struct {
+	ln net.Listener
+
+	mu          sync.Mutex
+	n, want     int
+	first, last time.Time // of the messages counted
+	over        chan struct{}
+}
+
+// newGauge listens on the loopback.
+func newGauge(t testing.TB) *gauge {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
-	b.Cleanup(func() { _ = ln.Close() })
+	return serveGauge(t, ln)
+}
+
+func serveGauge(t testing.TB, ln net.Listener) *gauge {
+	g := &gauge{ln: ln}
+	t.Cleanup(func() { _ = ln.Close() })
 	go func() {
 		for {
 			c, err := ln.Accept()
 			if err != nil {
 				return
 			}
-			go swallow(c)
+			go g.swallow(c)
 		}
 	}()
-	return ln.Addr().String()
+	return g
 }
 
-func swallow(c net.Conn) {
+func (g *gauge) addr() string { return g.ln.Addr().String() }
+
+// expect begins to count; the channel is closed at the nth message.
+func (g *gauge) expect(n int) <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.n, g.want, g.over = 0, n, make(chan struct{})
+	return g.over
+}
+
+func (g *gauge) seen() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.n
+}
+
+// took is the time from the first to the last message.
+func (g *gauge) took() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.last.Sub(g.first)
+}
+
+// count counts a message on a topic of readings: not birth, not status.
+func (g *gauge) count(topic []byte) {
+	if !bytes.HasSuffix(topic, []byte("/state")) && !bytes.HasSuffix(topic, []byte("/history")) || bytes.HasPrefix(topic, []byte("$")) {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := time.Now()
+	if g.n++; g.n == 1 {
+		g.first = now
+	}
+	if g.last = now; g.n == g.want {
+		close(g.over)
+	}
+}
+
+func (g *gauge) swallow(c net.Conn) {
 	defer func() { _ = c.Close() }()
 	in, out := bufio.NewReaderSize(c, 64<<10), bufio.NewWriterSize(c, 64<<10)
 	for {
@@ -59,6 +115,7 @@ func swallow(c net.Conn) {
 			_, _ = out.Write([]byte{0x20, 2, 0, 0})
 		case 3:
 			at := 2 + int(binary.BigEndian.Uint16(body))
+			g.count(body[2:at])
 			switch first >> 1 & 3 {
 			case 1:
 				_, _ = out.Write([]byte{0x40, 2, body[at], body[at+1]})
@@ -67,6 +124,12 @@ func swallow(c net.Conn) {
 			}
 		case 6:
 			_, _ = out.Write([]byte{0x70, 2, body[0], body[1]})
+		case 8:
+			_, _ = out.Write([]byte{0x90, 3, body[0], body[1], 1})
+		case 10:
+			_, _ = out.Write([]byte{0xb0, 2, body[0], body[1]})
+		case 12:
+			_, _ = out.Write([]byte{0xd0, 0})
 		}
 	}
 }
@@ -115,7 +178,7 @@ func BenchmarkLink(b *testing.B) {
 		b.Run(fmt.Sprint("qos", qos), func(b *testing.B) {
 			b.ReportAllocs()
 			src := &endless{n: b.N, over: make(chan struct{})}
-			cfg := &config.Uplink{Name: "c", Addresses: []string{"mqtt://" + sink(b)}, ClientID: "g", QoS: qos, Window: 100, KeepAlive: time.Minute, Send: []string{"#"}}
+			cfg := &config.Uplink{Name: "c", Addresses: []string{"mqtt://" + newGauge(b).addr()}, ClientID: "g", QoS: qos, Window: 100, KeepAlive: time.Minute, Send: []string{"#"}}
 			l, err := New(cfg, &config.Gateway{Name: "plant-a", Topic: "busgate"}, nil, Options{Stream: 1})
 			if err != nil {
 				b.Fatal(err)
@@ -134,41 +197,81 @@ func BenchmarkLink(b *testing.B) {
 
 func BenchmarkRaw(b *testing.B) {
 	b.ReportAllocs()
-	c, err := net.Dial("tcp", sink(b))
+	c, err := net.Dial("tcp", newGauge(b).addr())
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer func() { _ = c.Close() }()
-	window := make(chan struct{}, 100)
-	go func() {
-		in := bufio.NewReaderSize(c, 64<<10)
-		for ack := make([]byte, 4); ; {
-			if _, err := io.ReadFull(in, ack); err != nil {
-				return
-			}
-			if ack[0] == 0x40 {
-				<-window
-			}
-		}
-	}()
-	const topic = "busgate/plant-a/grid/state"
-	out := bufio.NewWriterSize(c, 64<<10)
-	if _, err := out.WriteString("\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01g"); err != nil {
+	if _, err := rawPublish(c, 1, 100, b.N, benchPayload); err != nil {
 		b.Fatal(err)
 	}
-	size := 2 + len(topic) + 2 + len(benchPayload)
-	for i := range b.N {
-		if len(window) == cap(window) {
-			_ = out.Flush()
+}
+
+// rawPublish is a pipelined publisher with nothing behind it: n messages, window
+// of them in flight. It returns the time from the first write to the last
+// acknowledgement and closes c.
+func rawPublish(c net.Conn, qos byte, window, n int, payload []byte) (time.Duration, error) {
+	defer func() { _ = c.Close() }()
+	const topic = "busgate/plant-a/grid/state"
+	if _, err := c.Write([]byte("\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01g")); err != nil {
+		return 0, err
+	}
+	in := bufio.NewReaderSize(c, 64<<10)
+	if _, err := io.ReadFull(in, make([]byte, 4)); err != nil { // CONNACK
+		return 0, err
+	}
+	free, over := make(chan struct{}, window), make(chan error, 1)
+	var mu sync.Mutex // of out
+	out := bufio.NewWriterSize(c, 64<<10)
+	began := time.Now()
+	go func() {
+		for ack, left := make([]byte, 4), n; left > 0; {
+			if in.Buffered() == 0 {
+				mu.Lock()
+				_ = out.Flush()
+				mu.Unlock()
+			}
+			if _, err := io.ReadFull(in, ack); err != nil {
+				over <- err
+				return
+			}
+			if ack[0] == 0x50 {
+				mu.Lock()
+				_, _ = out.Write([]byte{0x62, 2, ack[2], ack[3]})
+				mu.Unlock()
+				continue
+			}
+			left--
+			<-free
 		}
-		window <- struct{}{}
-		head := binary.AppendUvarint([]byte{0x32}, uint64(size))
+		over <- nil
+	}()
+	size := 2 + len(topic) + 2 + len(payload)
+	for i := range n {
+		select {
+		case free <- struct{}{}:
+		default:
+			mu.Lock()
+			_ = out.Flush()
+			mu.Unlock()
+			select {
+			case free <- struct{}{}:
+			case err := <-over:
+				return 0, err
+			}
+		}
+		head := binary.AppendUvarint([]byte{0x30 | qos<<1}, uint64(size))
 		head = binary.BigEndian.AppendUint16(head, uint16(len(topic)))
+		mu.Lock()
 		_, _ = out.Write(append(head, topic...))
 		_, _ = out.Write(binary.BigEndian.AppendUint16(nil, packetID(uint64(i))))
-		_, _ = out.Write(benchPayload)
+		_, _ = out.Write(payload)
+		mu.Unlock()
 	}
+	mu.Lock()
 	_ = out.Flush()
+	mu.Unlock()
+	err := <-over
+	return time.Since(began), err
 }
 
 func BenchmarkPayload(b *testing.B) {

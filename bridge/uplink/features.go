@@ -301,7 +301,7 @@ func (l *Link) amnesty() {
 // packed anew, in a session that knows nothing of how it was.
 func (l *Link) adopt() {
 	was := l.set
-	l.set = l.suspect.apply(l.base)
+	l.set, l.packed = l.suspect.apply(l.base), nil
 	if was.qos != l.set.qos || was.retain != l.set.retain || was.maxPacket != l.set.maxPacket || was.window != l.set.window {
 		l.clean, l.repack = l.set.identity(), true
 	}

@@ -30,6 +30,10 @@ type Options struct {
 	// durable; only then it is acknowledged. An error leaves it unacknowledged.
 	Down func(ctx context.Context, m *embeddedbroker.Message) error
 
+	// Template is the topic of a device's readings as topic_template makes it, see
+	// Templates; "" for a device that is not configured.
+	Template func(device string) string
+
 	Notify func(State) // each change of phase, in order; must not block
 
 	// Dial opens a connection; nil is a net.Dialer.
@@ -107,10 +111,14 @@ type Link struct {
 	repack    bool            // what is in flight must be packed anew in a new session
 	struck    bool            // the last connection may have ended for something of ours
 	fetch     *fetcher
-	ready     []lot // leased, not yet in flight
-	late      []lot // the same, of the backlog of live_first
-	aside     []lot // leased, too large while that is on trial
-	run       int   // live packets since the last of the backlog
+	ready     []lot             // leased, not yet in flight
+	late      []lot             // the same, of the backlog of live_first
+	aside     []lot             // leased, too large while that is on trial
+	run       int               // live packets since the last of the backlog
+	poor      bool              // the budget holds the backlog back
+	emptied   map[string]uint64 // sequence numbers of the records that emptied retained topics
+	packed    *flight           // the last batch, while it has not left
+	deflater  deflater
 	bounds    map[uint64]*bound
 	cutting   chan error // the answer of the store to the last cut; nil: none runs
 	fresh     []*bound   // of that cut
@@ -164,7 +172,7 @@ func New(cfg *config.Uplink, gw *config.Gateway, src Source, o Options) (*Link, 
 	}
 	l := &Link{
 		name: cfg.Name, gw: *gw, who: "uplink " + cfg.Name, o: o, log: o.Log.With("uplink", cfg.Name), ladder: o.Ladder, src: ticketed{src},
-		timing: defaultTiming, kick: make(chan struct{}, 1), s: newSession(), suspect: newSuspicion(), poison: map[uint64]bool{},
+		timing: defaultTiming, kick: make(chan struct{}, 1), s: newSession(), suspect: newSuspicion(), poison: map[uint64]bool{}, emptied: map[string]uint64{},
 		state: State{Phase: Stopped, Since: time.Now()},
 	}
 	l.old, _ = src.(backlogSource)

@@ -108,14 +108,39 @@ func (m *month) allows(w worth) bool {
 func (m *month) exhausted() bool { return m.cap > 0 && m.used >= m.cap }
 
 // worth of a record: lane 0 is urgent; what is older than live_age is backlog.
+// With live_first the budget is asked before the backlog is leased, see afford:
+// what is leased then goes, because the store cannot lease past it for long.
 func (l *Link) worth(r *lot, now time.Time) worth {
 	switch {
 	case r.Lane == 0:
 		return urgent
-	case r.late || !r.At.IsZero() && l.set.cfg.LiveAge > 0 && now.Sub(r.At) > l.set.cfg.LiveAge:
+	case l.set.cfg.Order == "live_first":
+		return live
+	case !r.At.IsZero() && l.set.cfg.LiveAge > 0 && now.Sub(r.At) > l.set.cfg.LiveAge:
 		return backlog
 	}
 	return live
+}
+
+// affordable is how much of the backlog is leased at a time while a budget is
+// kept: as much can be used above the pace.
+const affordable = 16
+
+// afford is how many of n records of the backlog may be leased now.
+func (l *Link) afford(n int) int {
+	l.poor = false
+	if l.month.cap <= 0 || l.old == nil {
+		return n
+	}
+	if !l.month.allows(backlog) {
+		l.poor = !l.fetch.dry
+		return 0
+	}
+	most := affordable
+	if l.set.cfg.Encode == "json-batch" {
+		most = max(most, l.set.batchRecords())
+	}
+	return min(n, most)
 }
 
 // count brings the month up to date. What is in the buffer of the connection is

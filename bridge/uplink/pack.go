@@ -56,8 +56,11 @@ func (l *Link) publish(e *epoch, now time.Time) {
 			*q = (*q)[1:]
 			continue
 		}
+		if full = l.s.inFlight() >= l.window(); full {
+			break
+		}
 		f := l.pack((*q)[:n], now)
-		if full = l.s.inFlight() >= l.window() || l.s.bytes > 0 && l.s.bytes+f.size() > l.set.windowBytes(); full || l.s.blocked(f.first) {
+		if full = l.s.bytes > 0 && l.s.bytes+f.size() > l.set.windowBytes(); full || l.s.blocked(f.first) {
 			break
 		}
 		if poor = !l.month.allows(l.worth(&(*q)[0], now)); poor || !l.gate.pass(f.size(), now) {
@@ -68,14 +71,19 @@ func (l *Link) publish(e *epoch, now time.Time) {
 		} else {
 			l.run++
 		}
+		if f.over > 0 {
+			l.stats.oversize++
+			l.log.Warn("message exceeds max_packet and is not sent", "topic", (*q)[0].Topic, "bytes", f.over, "max_packet", l.set.maxPacket)
+		}
 		clear((*q)[:n])
 		*q = (*q)[n:]
+		l.packed = nil
 		l.s.add(f)
 		l.stats.packets++
 		l.stats.records += uint64(n)
 	}
 	l.stats.windowFull.run(full, now)
-	l.stats.budgetWait.run(poor, now)
+	l.stats.budgetWait.run(poor || l.poor, now)
 }
 
 // tooLargeOnTrial tells that a record must wait until it is known whether the
@@ -120,17 +128,33 @@ func (l *Link) pack(lots []lot, now time.Time) *flight {
 func (l *Link) single(r *lot, now time.Time) *flight {
 	f := &flight{first: r.Ord, last: r.Ord, qos: l.set.qos, again: r.Dup && l.set.qos > 0, late: r.late}
 	topic, history := l.history(r, now)
-	f.topic, f.payload = l.set.topics.remote(topic), l.coder.payload(&r.Record, history)
-	f.retain = r.Retain && l.set.retain && !history
+	f.topic, f.payload = l.rename(topic), l.coder.payload(&r.Record, history)
+	f.retain = r.Retain && l.set.retain && !history && !l.removed(&r.Record)
 	switch {
 	case l.poison[r.Ord]:
 		l.lose(f, &r.Record, "poison")
 	case f.size()+maxHeader > l.set.maxPacket:
-		l.stats.oversize++
-		l.log.Warn("message exceeds max_packet and is not sent", "topic", r.Topic, "bytes", f.size()+maxHeader, "max_packet", l.set.maxPacket)
+		f.over = f.size() + maxHeader
 		l.lose(f, &r.Record, "oversize")
 	}
 	return f
+}
+
+// maxRemoved bounds the topics that are known to have been emptied.
+const maxRemoved = 1024
+
+// removed notes a retained topic that is emptied, and tells that a record is
+// older than that: the emptying goes ahead of the readings that wait, and one of
+// them must not put a ghost in its place.
+func (l *Link) removed(r *buffer.Record) bool {
+	if r.Retain && len(r.Payload) == 0 {
+		if len(l.emptied) >= maxRemoved {
+			clear(l.emptied) // what was emptied long ago has nothing waiting before it
+		}
+		l.emptied[r.Topic] = r.Seq
+		return false
+	}
+	return r.Seq < l.emptied[r.Topic]
 }
 
 // history is the topic of a record, and whether it goes as history: a reading

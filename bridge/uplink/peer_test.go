@@ -32,12 +32,7 @@ type mosquitto struct {
 }
 
 func startMosquitto(t *testing.T) *mosquitto {
-	if _, err := exec.LookPath("mosquitto"); err != nil {
-		t.Skip("mosquitto is not installed")
-	}
-	if _, err := exec.LookPath("mosquitto_sub"); err != nil {
-		t.Skip("mosquitto_sub is not installed")
-	}
+	needPeers(t, "mosquitto", "mosquitto_sub")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -60,14 +55,19 @@ func (m *mosquitto) start() {
 	if err := m.cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
-	for range 500 {
-		if c, err := net.Dial("tcp", m.addr()); err == nil {
+	listening(m.t, m.addr(), 5*time.Second)
+}
+
+// listening waits until somebody does.
+func listening(t *testing.T, addr string, limit time.Duration) {
+	t.Helper()
+	for began := time.Now(); time.Since(began) < limit; time.Sleep(10 * time.Millisecond) { // another process: there is nothing to wait on
+		if c, err := net.Dial("tcp", addr); err == nil {
 			_ = c.Close()
 			return
 		}
-		time.Sleep(10 * time.Millisecond) // another process: there is nothing to wait on
 	}
-	m.t.Fatal("mosquitto does not listen")
+	t.Fatalf("nobody listens on %s after %v", addr, limit)
 }
 
 func (m *mosquitto) stop() {
@@ -84,15 +84,16 @@ type receiver struct {
 	ended  bool // the last message came
 }
 
-func (m *mosquitto) subscribe() *receiver {
+// subscribe does not wait until the subscription stands.
+func subscribe(t *testing.T, port int) *receiver {
 	r := &receiver{over: make(chan struct{})}
-	r.cmd = exec.Command("mosquitto_sub", "-p", strconv.Itoa(m.port), "-t", "t", "-q", "2", "-c", "-i", "receiver")
+	r.cmd = exec.Command("mosquitto_sub", "-p", strconv.Itoa(port), "-t", "t", "-q", "2", "-c", "-i", "receiver")
 	out, err := r.cmd.StdoutPipe()
 	if err != nil {
-		m.t.Fatal(err)
+		t.Fatal(err)
 	}
 	if err := r.cmd.Start(); err != nil {
-		m.t.Fatal(err)
+		t.Fatal(err)
 	}
 	go func() {
 		defer close(r.over)
@@ -106,6 +107,11 @@ func (m *mosquitto) subscribe() *receiver {
 			r.mu.Unlock()
 		}
 	}()
+	return r
+}
+
+func (m *mosquitto) subscribe() *receiver {
+	r := subscribe(m.t, m.port)
 	for range 500 { // it does not say when it has subscribed; the broker's log does
 		if strings.Contains(m.log(), "Sending SUBACK to receiver") {
 			return r
@@ -138,18 +144,15 @@ func (m *mosquitto) log() string {
 	return string(b)
 }
 
-// TestMosquittoIsExact cuts and kills between us and a real broker. At QoS 2 the
+// TestPeerMosquittoIsExact cuts and kills between us and a real broker. At QoS 2 the
 // receiver gets each message once and in order.
-func TestMosquittoIsExact(t *testing.T) {
-	n, cuts, kills := 2000, 6, 4
-	if *full {
-		n, cuts, kills = 20000, 30, 25
-	}
+func TestPeerMosquittoIsExact(t *testing.T) {
+	const n, cuts, kills = 20000, 30, 25
 	for _, qos := range []byte{1, 2} {
 		t.Run(fmt.Sprint("qos ", qos), func(t *testing.T) {
 			m := startMosquitto(t)
 			r := m.subscribe()
-			m.relay(qos, n, slices.Concat(slices.Repeat([]string{"cut"}, cuts), slices.Repeat([]string{"kill"}, kills)), r)
+			relay(t, m, qos, n, slices.Concat(slices.Repeat([]string{"cut"}, cuts), slices.Repeat([]string{"kill"}, kills)), r)
 			lost, twice, reordered := tally(n, r.stop())
 			t.Logf("lost %d, twice %d, reordered %d", lost, twice, reordered)
 			if lost != 0 || reordered != 0 || qos == 2 && twice != 0 {
@@ -159,17 +162,14 @@ func TestMosquittoIsExact(t *testing.T) {
 	}
 }
 
-// TestMosquittoRestarts restarts the broker under us. What its subscriber gets is
+// TestPeerMosquittoRestarts restarts the broker under us. What its subscriber gets is
 // not counted: 2.0.11 sends its own queue again after a restart (2,005 PUBLISH of
 // ours became 3,563). Its log tells what it got from us as new.
-func TestMosquittoRestarts(t *testing.T) {
-	n, restarts := 1000, 2
-	if *full {
-		n, restarts = 20000, 10
-	}
+func TestPeerMosquittoRestarts(t *testing.T) {
+	const n, restarts = 5000, 5
 	m := startMosquitto(t)
 	r := m.subscribe()
-	m.relay(2, n, slices.Repeat([]string{"restart"}, restarts), r)
+	relay(t, m, 2, n, slices.Repeat([]string{"restart"}, restarts), r)
 	lost, _, _ := tally(n, r.stop())
 	fresh := strings.Count(m.log(), "Received PUBLISH from gw (d0, q2")
 	if lost != 0 || fresh > n+1 { // fewer, when the first try did not get there
@@ -177,19 +177,26 @@ func TestMosquittoRestarts(t *testing.T) {
 	}
 }
 
+// peer is a broker that is not ours.
+type peer interface {
+	addr() string
+	start()
+	stop()
+}
+
 // relay sends n messages with faults in between, and waits until all have come.
-func (m *mosquitto) relay(qos byte, n int, todo []string, r *receiver) {
+func relay(t *testing.T, m peer, qos byte, n int, todo []string, r *receiver) {
 	const window = 20
-	st := newFakeStore(65000, window)
+	st := newFakeStore(65000, 2*window)
 	st.every = saveEvery
 	st.fill(n)
 	st.put("t", []byte("end"), 0)
 	tr := trial{qos: qos, window: window}
-	v := launch(m.t, tr, st, m.addr(), nil)
+	v := launch(t, tr, st, m.addr(), nil)
 	rnd := rand.New(rand.NewPCG(7, uint64(qos)))
 	rnd.Shuffle(len(todo), func(i, j int) { todo[i], todo[j] = todo[j], todo[i] })
 	for i, kind := range todo {
-		for k, _ := r.seen(); k < n*i/len(todo)*9/10; k, _ = r.seen() {
+		for k, end := r.seen(); k < n*i/len(todo)*9/10 && !end; k, end = r.seen() {
 			time.Sleep(time.Millisecond) // another process: there is nothing to wait on
 		}
 		switch kind {
@@ -197,13 +204,13 @@ func (m *mosquitto) relay(qos byte, n int, todo []string, r *receiver) {
 			v.cut()
 		case "kill":
 			st = v.kill()
-			v = launch(m.t, tr, st, m.addr(), nil)
+			v = launch(t, tr, st, m.addr(), v.facts)
 		case "restart":
 			m.stop()
 			m.start()
 		}
 	}
-	for end := false; !end && m.t.Context().Err() == nil; _, end = r.seen() {
+	for end := false; !end && t.Context().Err() == nil; _, end = r.seen() {
 		time.Sleep(10 * time.Millisecond)
 	}
 	v.cancel()

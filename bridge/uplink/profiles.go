@@ -14,4 +14,5 @@ var presets = map[string]preset{
 	"mosquitto":       {private: true},
 	"aws":             {keepAlive: 1200 * time.Second},
 	"azure-eventgrid": {keepAlive: 1160 * time.Second},
+	"azure-iothub":    {keepAlive: 1177 * time.Second},
 }

@@ -53,7 +53,7 @@ func (l *Link) restart() error {
 // packed anew.
 func (l *Link) again() {
 	l.s.drop()
-	l.ready, l.late, l.aside = nil, nil, nil
+	l.ready, l.late, l.aside, l.packed = nil, nil, nil, nil
 	l.repack = false
 	clear(l.bounds)
 	l.fetch.rewind()

@@ -18,6 +18,7 @@ type epoch struct {
 	v         vitals
 	marks     []mark    // frames that are not flushed yet, in order
 	lastWrite time.Time // of any packet
+	heard     time.Time // something came
 	recordAt  time.Time // a PUBLISH of a record was written
 	ping      time.Time // PINGREQ that is not answered
 	pingEnd   uint64    // in the stream
@@ -49,7 +50,7 @@ type mark struct {
 func (l *Link) serve(ctx context.Context, c *opened) error {
 	l.stats.connects++
 	l.epochs++
-	e := &epoch{opened: c, number: l.epochs, ackedThen: l.s.acked, lastWrite: c.at}
+	e := &epoch{opened: c, number: l.epochs, ackedThen: l.s.acked, lastWrite: c.at, heard: c.at}
 	if l.set.will {
 		e.use[will] = use{at: c.at}
 	}
@@ -145,8 +146,9 @@ func (l *Link) drive(ctx context.Context, e *epoch, in <-chan []packets.ControlP
 			if !ok {
 				return e.w.why()
 			}
+			e.heard = time.Now()
 			for _, p := range ps {
-				if err := l.handle(e, p, time.Now()); err != nil {
+				if err := l.handle(e, p, e.heard); err != nil {
 					return err
 				}
 			}
@@ -223,6 +225,9 @@ func (l *Link) acknowledge() {
 	}
 }
 
+// enoughRoom is how many records are asked for at a time while some are ready.
+const enoughRoom = 64
+
 // demand asks the source for as much as may be leased; of the backlog half a
 // window at most, and a tenth in any case.
 func (l *Link) demand(e *epoch, now time.Time) {
@@ -230,8 +235,12 @@ func (l *Link) demand(e *epoch, now time.Time) {
 		return
 	}
 	room := l.set.leases - l.s.open() - len(l.ready) - len(l.late) - len(l.aside)
+	if room < min(l.set.leases/4, enoughRoom) && len(l.ready)+len(l.late) > 0 {
+		return // a few at a time would read the same segment again and again
+	}
 	late := l.s.late() + len(l.late)
-	l.fetch.demand(room, max(1, l.set.leases/2)-late, max(0, max(1, l.set.leases/10)-late), now)
+	n := l.afford(max(1, l.set.leases/2) - late)
+	l.fetch.demand(room, n, min(n, max(0, max(1, l.set.leases/10)-late)), now)
 }
 
 // fetched takes what the source gave.
@@ -327,7 +336,9 @@ func (l *Link) tick(e *epoch, now time.Time) error {
 	if !e.overflow.IsZero() && now.Sub(e.overflow) >= downPatience {
 		return &closing{reason: "down-overflow", err: errors.New("messages from the cloud were not taken in time; it sends them again")}
 	}
-	if now.Sub(e.lastWrite) >= l.set.keepAlive && e.ping.IsZero() { // [MQTT-3.1.2-23]
+	// [MQTT-3.1.2-23] asks for a sign of life of ours; that of the broker tells a
+	// dead link also while we go on writing into it.
+	if silent := now.Sub(e.lastWrite) >= l.set.keepAlive || now.Sub(e.heard) >= l.set.keepAlive; silent && e.ping.IsZero() {
 		e.pingNow(now)
 	}
 	since, oldest := l.s.owed()

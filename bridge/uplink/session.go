@@ -40,8 +40,9 @@ type flight struct {
 	retain      bool
 	qos         byte
 	step        step
-	again       bool // was written on an earlier connection, or by an earlier process
-	late        bool // of the backlog of live_first
+	again       bool  // was written on an earlier connection, or by an earlier process
+	late        bool  // of the backlog of live_first
+	over        int64 // bytes of the message that is too large and given up in this place; 0 = none is
 }
 
 func (f *flight) size() int64 { return int64(len(f.topic) + len(f.payload)) }

@@ -96,12 +96,13 @@ func windowOf(cfg *config.Uplink) int {
 	return min(w, maxWindow)
 }
 
-// leasesOf is the number of records that may be leased: with batches a packet
-// carries many.
+// leasesOf is the number of records that may be leased: a window that is in
+// flight and one that is ready when acknowledgements come, so that nothing waits
+// for the store; with batches a packet carries many.
 func leasesOf(cfg *config.Uplink) int {
-	n := windowOf(cfg)
+	n := 2 * windowOf(cfg)
 	if cfg.Encode == "json-batch" {
-		n *= cmp.Or(cfg.MaxRecords, defaultBatch)
+		n = windowOf(cfg) * cmp.Or(cfg.MaxRecords, defaultBatch)
 	}
 	return min(n, maxWindow)
 }

@@ -240,6 +240,12 @@ func (f *fakeStore) usage() (int, int64, time.Duration) {
 	return n, int64(n) * 10, 0
 }
 
+// empty tells that everything is acknowledged.
+func (f *fakeStore) empty() bool {
+	n, _, _ := f.usage()
+	return n == 0
+}
+
 // drained waits until everything is acknowledged.
 func (f *fakeStore) drained(ctx context.Context) {
 	for {

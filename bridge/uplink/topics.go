@@ -139,8 +139,13 @@ func Wants(cfg *config.Uplink, gw *config.Gateway) (filters []string, want func(
 		{base + "/gateway/status", depth + 1}, // the link's own word: will and birth
 		{"homeassistant/#", 0},
 	}
-	named := slices.Clone(filters)
+	named, perPoint := slices.Clone(filters), PerPoint(cfg)
 	return filters, func(m *embeddedbroker.Message) bool {
+		if device, point, ok := stateOf(base, m.Topic); ok && device != "" {
+			if perPoint && point == "" || !perPoint && point != "" && gw.Payload != "value" {
+				return false // the states, or scalars that another uplink asked for
+			}
+		}
 		if m.Kind == embeddedbroker.KindDown || strings.HasPrefix(m.Topic, "$SYS/") {
 			return false
 		}

@@ -27,6 +27,10 @@ type Options struct {
 	// Publish may close the connection instead of taking a message (false).
 	Publish func(*packets.PublishPacket) bool
 
+	// Drop acknowledges a message of QoS 1 and forgets it, as a broker does with what its
+	// rights or quotas refuse.
+	Drop func(*packets.PublishPacket) bool
+
 	// Mute keeps acknowledgements of records back that it is true for.
 	Mute func(*packets.PublishPacket) bool
 }
@@ -141,6 +145,20 @@ func (b *Broker) Wipe() {
 		}
 	}
 	clear(b.sessions)
+	b.cutLocked()
+}
+
+// Restart is a broker that comes back without anything: sessions and retained
+// messages are gone, connections are cut. Nobody is left to publish wills.
+func (b *Broker) Restart() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for c := range b.conns {
+		c.will = nil
+		c.session = nil
+	}
+	clear(b.sessions)
+	clear(b.retained)
 	b.cutLocked()
 }
 

@@ -21,6 +21,12 @@ func (b *Broker) publishLocked(c *conn, s *session, p *packets.PublishPacket) bo
 	if b.o.Publish != nil && !b.o.Publish(p) {
 		return false
 	}
+	if b.o.Drop != nil && b.o.Drop(p) && p.Qos == 1 {
+		a := packets.NewControlPacket(packets.Puback).(*packets.PubackPacket)
+		a.MessageID = p.MessageID
+		c.send(a, b.o.AckDelay)
+		return true
+	}
 	mute := b.o.Mute != nil && b.o.Mute(p)
 	switch p.Qos {
 	case 0:
