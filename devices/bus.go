@@ -38,8 +38,12 @@ type bus struct {
 	asked   map[string]bool  // devices to read once
 	queue   []*job
 	refused uint64
+	guests  []*visit
+	guest   string // who has the bus for itself, "" for nobody
 	shown   BusStatus
 	shownOf []DeviceStatus
+
+	tap *Tap
 
 	// the goroutine's own
 	epoch   time.Time
@@ -48,15 +52,17 @@ type bus struct {
 	load    load
 	allowed time.Duration // bus time saved up for probes
 	accrued time.Time
-	writes  int // since the last poll
+	writes  int // and visits, since the last poll
 	trouble
+	evidence
+	lendable time.Duration // bus time saved up for guests; negative: owed
 	sinkSlow uint64
 	sum      Counts // of Fields that are closed
 }
 
 func newBus(f *Fleet, cfg *config.Bus, devs []*config.Device) *bus {
 	b := &bus{fleet: f, name: cfg.Name, cfg: cfg, driver: f.o.Drivers[cfg.Protocol], log: f.o.Log.With("bus", cfg.Name),
-		wake: make(chan struct{}, 1), done: make(chan struct{}), asked: map[string]bool{}}
+		wake: make(chan struct{}, 1), done: make(chan struct{}), asked: map[string]bool{}, tap: &Tap{}}
 	now := time.Now()
 	b.epoch, b.accrued, b.allowed = now, now, probeSaved
 	b.load = newLoad(now)
@@ -142,6 +148,7 @@ func (b *bus) run(ctx, life context.Context) {
 // finish answers who still waits, writes the safe values and closes the wire.
 func (b *bus) finish(life context.Context) {
 	b.refuseAll(life.Err() != nil)
+	b.turnAway(errStopped)
 	if b.field == nil {
 		return
 	}
@@ -238,12 +245,25 @@ func (b *bus) work(ctx context.Context) {
 			return
 		}
 	}
+	tillVisit := time.Duration(-1)
+	if g == nil || b.writes < writesPerPoll {
+		var v *visit
+		if v, tillVisit = b.nextVisit(); v != nil {
+			b.writes++
+			b.lend(ctx, v)
+			return
+		}
+	}
 	if d := b.nextProbe(now); d != nil {
 		b.probe(ctx, d)
 		return
 	}
 	if g == nil {
-		b.sleep(ctx, b.nextEvent(now, blocked))
+		next := b.nextEvent(now, blocked)
+		if at := now.Add(tillVisit); tillVisit >= 0 && at.Before(next) {
+			next = at
+		}
+		b.sleep(ctx, b.lookForLate(now, next))
 		return
 	}
 	b.poll(ctx, g)
@@ -323,6 +343,22 @@ func (c *Counts) add(d Counts) {
 	c.Late += d.Late
 	c.Stray += d.Stray
 	c.Stale += d.Stale
+	c.Echo += d.Echo
 	c.Exceptions += d.Exceptions
 	c.Overrun += d.Overrun
+	c.Skipped += d.Skipped
+	c.Intruders += d.Intruders
+	if d.Stray > 0 {
+		c.StrayByte = d.StrayByte
+	}
+	if d.Intruders > 0 {
+		c.Intruder = d.Intruder
+	}
+	for i, s := range d.Sizes {
+		c.Sizes[i].Good += s.Good
+		c.Sizes[i].Bad += s.Bad
+	}
+	c.UART.Parity += d.UART.Parity
+	c.UART.Framing += d.UART.Framing
+	c.UART.Overrun += d.UART.Overrun
 }

@@ -139,6 +139,9 @@ func (g *group) deadline(stretch float64) time.Time {
 // took deals with what one poll gave.
 func (d *device) took(ctx context.Context, g *group, a Answer) {
 	d.rounds++
+	if d.bus.field.Unit(d.cfg).Timeouts > d.counts.Timeouts {
+		d.bus.mayComeLate(d)
+	}
 	if !a.Heard {
 		d.silent(ctx, g, a)
 		return
@@ -195,6 +198,12 @@ func (d *device) judge(g *group, a Answer) (said bool) {
 		}
 	}
 	for _, f := range found {
+		if _, lasts := d.problems[f.Err]; lasts && f.Once {
+			continue
+		}
+		if file, pos, ok := d.bus.fleet.where(f.Key); ok {
+			f.Text += fmt.Sprintf(" (%s:%d)", file, pos)
+		}
 		r, edge := d.fail(f)
 		d.problems[f.Err] = problem{r, g}
 		said = said || edge
@@ -260,13 +269,18 @@ func (d *device) complain() (said bool) {
 		return false
 	}
 	f := Finding{Err: "no-answer", Level: slog.LevelWarn, Text: d.silenceText()}
-	if len(d.last.Found) > 0 {
+	if late, ok := d.lateNow(); ok {
+		f = late
+	} else if len(d.last.Found) > 0 {
 		f = d.last.Found[0]
 	} else if errors.Is(d.last.Err, ErrBadFrame) {
 		if d.bus.othersOnline(d) == 0 {
 			return false
 		}
 		f.Err, f.Text = "double-unit", fmt.Sprintf("the answers of unit %d are damaged, those of other units are not: do two devices have unit_id %[1]d?", d.cfg.UnitID)
+	}
+	if f.Err == "no-answer" && d.heardLate() {
+		return false
 	}
 	r, edge := d.fail(f)
 	d.problems[f.Err] = problem{report: r}
@@ -322,7 +336,7 @@ func (d *device) wakeUp(now time.Time) {
 
 // solveSilence says that the device answers again.
 func (d *device) solveSilence() {
-	for _, word := range []string{"gateway-path", "no-answer", "no-data", "double-unit"} {
+	for _, word := range []string{"gateway-path", "no-answer", "no-data", "double-unit"} { // late: see weighLate
 		delete(d.problems, word)
 		d.bus.fleet.o.Ladder.Solve(word, d.who(), func(lasted time.Duration, _ uint64) string {
 			return fmt.Sprintf("answers again after %s (%s rounds missed)", report.Duration(lasted), report.Count(d.missed))
@@ -331,13 +345,16 @@ func (d *device) solveSilence() {
 }
 
 // precedence of what the error topic of a device carries; other words come after.
-var precedence = []string{"gateway-path", "no-answer", "no-data", "double-unit", "illegal-function", "illegal-address", "device-failure", "out-of-range"}
+var precedence = []string{"gateway-path", "no-answer", "no-data", "late", "double-unit", "illegal-function", "illegal-address", "device-failure", "out-of-range"}
 
 // worst is the report that the error topic carries: of the bus, else the one
 // with the highest precedence.
 func (d *device) worst() report.Report {
 	if d.bus.problem.Err != "" && d.bus.problem.Level >= slog.LevelError {
 		return d.bus.problem
+	}
+	if r, ok := d.bus.noted(slog.LevelError); ok {
+		return r
 	}
 	for _, word := range precedence {
 		if p, ok := d.problems[word]; ok {
@@ -346,6 +363,9 @@ func (d *device) worst() report.Report {
 	}
 	for _, word := range slices.Sorted(maps.Keys(d.problems)) {
 		return d.problems[word].report
+	}
+	if r, ok := d.bus.noted(slog.LevelDebug); ok {
+		return r
 	}
 	return d.bus.problem
 }

@@ -79,8 +79,10 @@ type Result struct {
 	Took  time.Duration
 }
 
-// Memory keeps learned facts (turnaround, illegal gaps) over a restart.
+// Memory keeps learned facts (turnaround, illegal gaps) over a restart. It is
+// safe for concurrent use. Save does not wait for a disk: a fact that a crash
+// loses is learned again. It may keep v.
 type Memory interface {
 	Load(key string) ([]byte, error) // nil, nil when unknown
-	Save(key string, v []byte) error
+	Save(key string, v []byte)
 }

@@ -7,7 +7,8 @@
 //	  │        └── device ── group of points = one Round
 //	  │
 //	  ├── Sink.Take(Round), Sink.Health      (bridge implements it)
-//	  └── Write(Command) Result, Refresh, Update, Status
+//	  ├── Write(Command) Result, Refresh, Update, Status
+//	  └── Visit, Read, Tap: a guest on the wire between two polls, and its frames
 //
 // It knows no MQTT, no JSON but that of a Value, no disk, and it does not mend
 // clocks: a Round carries the monotonic instant of its last answer.

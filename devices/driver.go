@@ -18,9 +18,10 @@ type Driver interface {
 	// longer than a few seconds.
 	Open(ctx context.Context, w Wire) (Field, error)
 
-	// Cost estimates one round of a group from the configuration alone:
-	// requests sent and seconds of the bus used. `busgate check` adds them up.
-	Cost(bus *config.Bus, dev *config.Device, points []int) (requests int, each time.Duration)
+	// Cost estimates one round of a group of a device of w from the
+	// configuration, and from the Memory where there is one: requests sent and
+	// time of the bus used. `busgate check` adds them up.
+	Cost(w Wire, dev *config.Device, points []int) (requests int, each time.Duration)
 }
 
 // Wire is what a Driver opens.
@@ -29,6 +30,7 @@ type Wire struct {
 	Devices []*config.Device // all on this bus, enabled ones only
 	Memory  Memory           // may be nil
 	Log     *slog.Logger     // never nil
+	Tap     *Tap             // every frame is shown to it; may be nil
 }
 
 // Field is one open bus. Only the goroutine of that bus calls it, one call at a
@@ -107,6 +109,8 @@ type Finding struct {
 	Err   string
 	Level slog.Level
 	Text  string
+	Once  bool   // said once, not again as long as it lasts
+	Key   string // of the configuration that would mend it, such as device.inverter: its place is added to Text
 }
 
 // Item is one raw value to write.
@@ -150,14 +154,49 @@ type Counts struct {
 	Late              uint64 // answers after their time, thrown away
 	Stray             uint64 // frames accepted behind stray bytes
 	Stale             uint64 // bytes thrown away before a request
+	Echo              uint64 // own requests heard again, from an adapter that hears itself
 	Exceptions        uint64
 	Overrun           uint64 // bytes dropped because a buffer was full
+	Skipped           uint64 // good frames of a sensor that a newer one replaced before they were taken
+
+	StrayByte byte     // that stood before a frame, the newest
+	Intruders uint64   // good frames that only another master can have caused
+	Intruder  Intruder // the newest
+	// Sizes are the answers by their length in bytes on the wire: up to 8, 16,
+	// 32, 64, 128, and longer.
+	Sizes [6]Share
+	UART  UARTErrors
 }
+
+// Share is how many of some answers came whole and how many damaged.
+type Share struct{ Good, Bad uint64 }
+
+// SizeClass is the place in Counts.Sizes of an answer of n bytes.
+func SizeClass(n int) int {
+	class := 0
+	for limit := 8; n > limit && class < len(Counts{}.Sizes)-1; limit *= 2 {
+		class++
+	}
+	return class
+}
+
+// Intruder is a frame that another master caused.
+type Intruder struct {
+	Unit    byte
+	Request bool // else the answer of the unit to somebody else
+}
+
+// UARTErrors are the counters of the kernel since the port was opened, as far
+// as its driver has any.
+type UARTErrors struct{ Parity, Framing, Overrun uint64 }
 
 // UnitCounts are the counters of one device, and what was measured about it.
 type UnitCounts struct {
 	Requests, Good, Bad, Timeouts, Late, Exceptions uint64
-	Heard                                           time.Time // its last good frame, also a late one; zero: never
+	TooLate                                         uint64        // answers that came later than twice the configured timeout
+	Latest                                          time.Duration // median of the newest of those
+	Skipped                                         uint64        // frames that a newer one replaced before they were taken
+	Heard                                           time.Time     // its last good frame, also a late one; zero: never
 	RTT50, RTT95                                    time.Duration
 	Turnaround                                      time.Duration // median from the end of the request to the first byte
 	Timeout                                         time.Duration // in force now

@@ -103,6 +103,12 @@ type Load struct {
 // names. A bus without a driver is left out.
 func Loads(cfg *config.Config, drivers map[string]Driver) []Load {
 	by := map[string]*Load{}
+	on := map[string][]*config.Device{}
+	for _, name := range slices.Sorted(maps.Keys(cfg.Devices)) {
+		if d := cfg.Devices[name]; d.Enabled {
+			on[d.Bus] = append(on[d.Bus], d)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Devices)) {
 		d := cfg.Devices[name]
 		bus := cfg.Buses[d.Bus]
@@ -116,7 +122,7 @@ func Loads(cfg *config.Config, drivers map[string]Driver) []Load {
 		}
 		l.Devices++
 		for _, g := range (&device{cfg: d}).planned() {
-			n, t := drivers[bus.Protocol].Cost(bus, d, g.Points)
+			n, t := drivers[bus.Protocol].Cost(Wire{Bus: bus, Devices: on[d.Bus]}, d, g.Points)
 			l.Requests += n
 			l.Round += t
 			l.U += t.Seconds() / g.period.Seconds()

@@ -52,6 +52,7 @@ func (b *bus) earliest(now time.Time, skip map[*group]bool) *group {
 // accrue saves up bus time for probes.
 func (b *bus) accrue(now time.Time) {
 	b.allowed = min(b.allowed+time.Duration(probeShare*float64(now.Sub(b.accrued))), max(probeSaved, 2*b.cfg.Timeout+time.Second))
+	b.lendable = min(b.lendable+time.Duration(guestShare*float64(now.Sub(b.accrued))), guestSaved)
 	b.accrued = now
 }
 
@@ -86,6 +87,9 @@ func (b *bus) probe(ctx context.Context, d *device) {
 	if err != nil && !deviceError(err) {
 		b.failIf(ctx, err)
 		return
+	}
+	if err != nil {
+		b.mayComeLate(d)
 	}
 	d.probed(ctx, err)
 }

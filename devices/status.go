@@ -15,6 +15,8 @@ type BusStatus struct {
 	Reopened uint64
 	Queue    int    // commands that wait
 	Refused  uint64 // commands refused because too many waited
+	Guest    string // who has the bus for itself, so that polls wait; "" for nobody
+	Dropped  uint64 // frames that somebody who watched the bus did not take in time
 	SinkSlow uint64 // rounds that the sink took longer than 1 s for
 	RTT50    time.Duration
 	RTT95    time.Duration
@@ -70,7 +72,9 @@ func (b *bus) show() {
 		s.RTT50 = max(s.RTT50, d.counts.RTT50)
 		s.RTT95 = max(s.RTT95, d.counts.RTT95)
 	}
+	s.Dropped = b.tap.Dropped()
 	b.mu.Lock()
+	s.Guest = b.guest
 	b.shown, b.shownOf = s, list
 	b.mu.Unlock()
 }

@@ -36,6 +36,7 @@ type trouble struct {
 // open opens the wire, or waits until it is time to try.
 func (b *bus) open(ctx context.Context) {
 	if wait := time.Until(b.nextTry); wait > 0 {
+		b.turnAway(&Closed{b.problem})
 		next := b.nextTry
 		if t := b.nextJob(); !t.IsZero() && t.Before(next) {
 			next = t
@@ -48,7 +49,7 @@ func (b *bus) open(ctx context.Context) {
 	for i, d := range b.devs {
 		cfgs[i] = d.cfg
 	}
-	f, err := b.driver.Open(ctx, Wire{Bus: b.cfg, Devices: cfgs, Memory: b.fleet.o.Memory, Log: b.log})
+	f, err := b.driver.Open(ctx, Wire{Bus: b.cfg, Devices: cfgs, Memory: b.fleet.o.Memory, Log: b.log, Tap: b.tap})
 	now := time.Now()
 	if err != nil {
 		b.tries++
@@ -66,6 +67,7 @@ func (b *bus) open(ctx context.Context) {
 	for _, d := range b.devs {
 		d.restart(now)
 	}
+	b.collectEvidence(now)
 }
 
 // restart asks everything at once, as after the start.
@@ -173,6 +175,12 @@ func solved(word string) string {
 		return "answers come again after "
 	case "overload":
 		return "no longer overloaded, after "
+	case "damaged":
+		return "answers come whole again after "
+	case "stray-byte":
+		return "no more stray bytes, after "
+	case "second-master":
+		return "nobody else talks on this bus any more, after "
 	}
 	return "works again after "
 }
@@ -180,6 +188,7 @@ func solved(word string) string {
 // settle judges the evidence of an open bus: is a problem over, or is there one?
 func (b *bus) settle(ctx context.Context, now time.Time) {
 	c := b.field.Counts()
+	b.weigh(ctx, now)
 	switch word := b.problem.Err; {
 	case word == "" || word == "overload":
 	case word == "bus-silent":
@@ -209,9 +218,20 @@ func (b *bus) settle(ctx context.Context, now time.Time) {
 			seconds(up), units(len(b.devs)), b.name)})
 	case c.Good == 0 && c.Bad >= 20:
 		b.fail(ctx, report.Report{Err: "bad-frames", Level: slog.LevelError, Text: fmt.Sprintf(
-			"bytes arrive but none form a frame (%s of %s bad) at %d %s: baud or format is wrong. Try: busgate scan %s",
-			report.Count(c.Bad), report.Count(c.Bad+c.Good), b.cfg.Baud, b.cfg.Format(), b.name)})
+			"bytes arrive but none form a frame (%s of %s bad) at %d %s: baud or format is wrong. Try: busgate scan %s%s",
+			report.Count(c.Bad), report.Count(c.Bad+c.Good), b.cfg.Baud, b.cfg.Format(), b.name, kernelCounts(c.UART))})
 	}
+}
+
+// kernelCounts adds what the driver of the port has seen, where it counts.
+func kernelCounts(e UARTErrors) string {
+	switch {
+	case e.Parity > 0 && e.Parity >= e.Framing:
+		return fmt.Sprintf("; the kernel counts %s parity errors", report.Count(e.Parity))
+	case e.Framing > 0:
+		return fmt.Sprintf("; the kernel counts %s framing errors", report.Count(e.Framing))
+	}
+	return ""
 }
 
 // proven says that the wire carries something: a byte came. TCP is proven by its connection.

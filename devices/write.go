@@ -154,6 +154,9 @@ func distance(a, b string) int {
 func (b *bus) enqueue(j *job) Result {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.guest != "" {
+		return Result{Code: "refused", Text: fmt.Sprintf("bus %s only listens now (%s)", b.name, b.guest)}
+	}
 	if len(b.queue) >= maxQueue {
 		b.refused++
 		return Result{Code: "refused", Text: fmt.Sprintf("too many commands wait for bus %s (%d)", b.name, maxQueue)}

@@ -18,6 +18,7 @@ import (
 
 	"busgate/bridge"
 	"busgate/buffer"
+	"busgate/devices"
 )
 
 // Limits of the control socket.
@@ -37,6 +38,7 @@ type control struct {
 	store  *buffer.Store
 	rates  func() map[string]bridge.UplinkNumbers // of uplinks; nil without a daemon
 	reload func(context.Context) (string, error)  // nil without a daemon
+	fleet  *devices.Fleet                         // nil without a daemon
 }
 
 // handler routes the commands.
@@ -48,6 +50,7 @@ func (c *control) handler() http.Handler {
 	mux.HandleFunc("POST /v1/buffer/compact", c.compact)
 	mux.HandleFunc("GET /v1/buffer/check", c.check)
 	mux.HandleFunc("POST /v1/reload", c.reloaded)
+	c.busRoutes(mux)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, controlBody)
 		w.Header().Set("Busgate-Version", version)
@@ -222,8 +225,14 @@ func reply(w http.ResponseWriter, status int, v any) {
 	json.NewEncoder(w).Encode(v) // a client that left is no failure of ours
 }
 
+// refuse answers with an error; one of a wire in words for people and with its
+// stable word.
 func refuse(w http.ResponseWriter, status int, err error) {
-	reply(w, status, map[string]string{"error": err.Error()})
+	body := map[string]string{"error": err.Error()}
+	if t, ok := errors.AsType[devices.Trouble](err); ok {
+		body = map[string]string{"error": t.Text(), "word": t.Word()}
+	}
+	reply(w, status, body)
 }
 
 // openControl binds the socket, mode 0660, group busgate where there is one.

@@ -19,10 +19,13 @@ import (
 // errNoDaemon says that nobody answers on the control socket.
 var errNoDaemon = errors.New("the daemon is not running")
 
-// commandError is an answer of the daemon that is a refusal.
-type commandError struct{ text string }
+// commandError is an answer of the daemon that is a refusal. With a word it is
+// what is wrong with a wire: a devices.Trouble.
+type commandError struct{ text, word string }
 
 func (e *commandError) Error() string { return e.text }
+func (e *commandError) Text() string  { return e.text }
+func (e *commandError) Word() string  { return e.word }
 
 // controlClient talks to the daemon.
 type controlClient struct {
@@ -66,11 +69,11 @@ func (c *controlClient) stream(ctx context.Context, path string, body any) (io.R
 		return res.Body, nil
 	}
 	defer res.Body.Close()
-	var e struct{ Error string }
+	var e struct{ Error, Word string }
 	if err := json.NewDecoder(io.LimitReader(res.Body, controlBody)).Decode(&e); err != nil || e.Error == "" {
-		return nil, &commandError{"the daemon answers " + res.Status}
+		return nil, &commandError{text: "the daemon answers " + res.Status}
 	}
-	return nil, &commandError{e.Error}
+	return nil, &commandError{e.Error, e.Word}
 }
 
 // call is stream for one JSON answer.

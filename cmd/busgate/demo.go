@@ -34,17 +34,21 @@ const (
 func demoCommand() command {
 	return command{
 		name: "demo", short: "the whole way with simulated devices and a cloud whose link fails",
-		examples: []string{"busgate demo", "busgate demo --for 30s", "busgate demo --port 1884 --keep"},
+		examples: []string{"busgate demo", "busgate demo --for 30s", "busgate demo --fault dead=2 --fault second-master", "busgate demo --fault list"},
 		setup: func(fs *flag.FlagSet) func(context.Context, *env, []string) int {
 			var o demoOptions
 			fs.DurationVar(&o.limit, "for", 0, "end after `D` and exit 0 only if every reading reached the cloud once and in order")
 			fs.IntVar(&o.port, "port", 1883, "`PORT` of the broker; the next free one if it is taken")
 			fs.BoolVar(&o.keep, "keep", false, "leave the data directory behind")
+			fs.Var(&o.faults, "fault", "`F` goes wrong on purpose, to see what is said about it; repeatable; list: all of them")
 			fs.BoolVar(&o.json, "json", false, "the result as one JSON object on stdout, talk on stderr")
 			return func(ctx context.Context, e *env, _ []string) int {
 				if o.limit != 0 && o.limit < 4*time.Second {
 					fmt.Fprintln(e.stderr, "busgate demo: --for must be at least 4s: the link has to go down and come back")
 					return exitUsage
+				}
+				if o.faults.has("list") {
+					return wrote(e, "demo", printFaults(e.stdout))
 				}
 				return runDemo(ctx, e, o)
 			}
@@ -56,17 +60,19 @@ type demoOptions struct {
 	limit      time.Duration // 0 = until Ctrl-C
 	port       int
 	keep, json bool
+	faults     faultList
 }
 
 // demo is one run. The event loop owns everything below out.
 type demo struct {
-	o     demoOptions
-	out   io.Writer
-	check *checker
-	plant *plant
-	cloud *demoCloud
-	gw    *gateway
-	vals  *demoValues
+	o      demoOptions
+	out    io.Writer
+	check  *checker
+	plant  *plant
+	cloud  *demoCloud
+	gw     *gateway
+	vals   *demoValues
+	faults *faultShow
 
 	outages   int
 	down      time.Duration // of all outages
@@ -122,44 +128,22 @@ func (d *demo) run(ctx context.Context, e *env) (res demoResult, err error) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stopFar()
-	var lv slog.LevelVar
-	lv.Set(demoLogLevel)
-	log := newLog(e.stderr, &lv)
-
-	if d.plant, err = openPlant(dir); err != nil {
+	log := d.log(e)
+	if err = d.openFar(dir, log); err != nil {
 		return res, err
 	}
-	for _, part := range d.plant.parts {
+	defer d.plant.close()
+	for _, part := range append(d.plant.parts, d.cloud.Run) {
 		wg.Go(func() { logged(log, part(far)) })
 	}
-	if d.cloud, err = openDemoCloud(log); err != nil {
-		return res, err
-	}
-	wg.Go(func() { logged(log, d.cloud.Run(far)) })
 	if err = d.cloud.subscribe(d.check); err != nil {
 		return res, err
 	}
 	defer d.cloud.unsubscribe()
-
-	ln, note, err := demoListen(d.o.port)
-	if err != nil {
-		return res, err
-	}
-	file := filepath.Join(dir, "busgate.toml")
-	if err = os.WriteFile(file, []byte(d.plant.config(dir, ln.Addr().String(), d.cloud.link.Addr())), 0o644); err != nil {
-		return res, err
-	}
-	cfg, problems := config.Load(file, profiles.FS)
-	if cfg == nil {
-		var b strings.Builder
-		config.Print(&b, problems)
-		return res, errors.New("the demo's own configuration has mistakes:\n" + b.String())
-	}
-	if d.gw, err = openGateway(cfg, log, gatewayOptions{tap: d.vals.tap(d.check), listen: ln}); err != nil {
+	if err = d.openNear(dir, log); err != nil {
 		return res, err
 	}
 	defer d.gw.Close()
-	d.introduce(dir, ln.Addr(), note)
 
 	hurry := make(chan struct{})
 	near, stopNear := context.WithCancel(ctx)
@@ -173,6 +157,64 @@ func (d *demo) run(ctx context.Context, e *env) (res demoResult, err error) {
 	}
 	d.settle()
 	return d.conclude(gwErr), nil
+}
+
+// log is that of the gateway, on the screen: warnings, and with faults what is
+// well again, too.
+func (d *demo) log(e *env) *slog.Logger {
+	var lv slog.LevelVar
+	lv.Set(demoLogLevel)
+	if len(d.o.faults) == 0 {
+		return newLog(e.stderr, &lv)
+	}
+	lv.Set(slog.LevelInfo)
+	return slog.New(recoveries{newLog(e.stderr, &lv).Handler()})
+}
+
+// openFar opens the plant and the cloud.
+func (d *demo) openFar(dir string, log *slog.Logger) (err error) {
+	if d.plant, err = openPlant(dir); err != nil {
+		return err
+	}
+	if d.faults, err = newFaultShow(d.plant, d.o.faults); err != nil {
+		return err
+	}
+	users := ""
+	if d.o.faults.has("auth") {
+		if users, err = cloudUsers(dir); err != nil {
+			return err
+		}
+		log = slog.New(slog.DiscardHandler) // what the cloud says about it is not on the gateway's screen
+	}
+	d.cloud, err = openDemoCloud(log, users)
+	return err
+}
+
+// openNear opens the gateway with the demo's device map and says what there is.
+func (d *demo) openNear(dir string, log *slog.Logger) error {
+	ln, note, err := demoListen(d.o.port)
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(dir, "busgate.toml")
+	if err := os.WriteFile(file, []byte(d.plant.config(dir, ln.Addr().String(), d.cloud.link.Addr(), d.o.faults)), 0o644); err != nil {
+		return err
+	}
+	cfg, problems := config.Load(file, profiles.FS)
+	if cfg == nil {
+		var b strings.Builder
+		config.Print(&b, problems)
+		return errors.New("the demo's own configuration has mistakes:\n" + b.String())
+	}
+	o := gatewayOptions{tap: d.vals.tap(d.check), listen: ln}
+	if d.o.faults.has("clock") {
+		o.kernel = wrongClock()
+	}
+	if d.gw, err = openGateway(cfg, log, o); err != nil {
+		return err
+	}
+	d.introduce(dir, ln.Addr(), note)
+	return nil
 }
 
 // logged says on the demo's log why a part of the surroundings ended.
@@ -229,6 +271,9 @@ func (d *demo) outage(i int) (from, to time.Duration) {
 		return d.o.limit / 4, d.o.limit / 2
 	}
 	from = time.Duration(i)*demoPeriod + demoPeriod - demoOutage - demoEvery
+	if i > 0 && d.o.limit != 0 && from+demoOutage > d.o.limit {
+		return d.o.limit * 2, d.o.limit * 3 // it would not end in time
+	}
 	return from, from + demoOutage
 }
 
@@ -261,6 +306,13 @@ func (d *demo) watch(ctx context.Context, e *env, ended <-chan error) (err error
 		case <-look.C:
 			from, to := d.outage(next)
 			t := time.Since(begin)
+			lines, err := d.faults.step(t)
+			if err != nil {
+				return err, false
+			}
+			for _, line := range lines {
+				d.say("%s", line)
+			}
 			up, _ := d.cloud.link.State()
 			switch {
 			case up && t >= from && t < to:
@@ -317,6 +369,9 @@ func (d *demo) drained() {
 
 // settle waits until the cloud has handed its subscriber everything.
 func (d *demo) settle() {
+	if d.o.faults.blind() != "" {
+		return
+	}
 	limit := time.Now().Add(demoArrival)
 	for d.check.Waiting() > 0 && time.Now().Before(limit) {
 		time.Sleep(20 * time.Millisecond)
@@ -339,6 +394,8 @@ func (d *demo) conclude(gwErr error) demoResult {
 	switch {
 	case gwErr != nil:
 		r.Fault = "the gateway ended: " + gwErr.Error()
+	case d.o.faults.blind() != "":
+		fmt.Fprintf(d.out, "demo: not judged, because of the fault %s\n", d.o.faults.blind())
 	case v.first != "":
 		r.Fault = v.first
 	case d.o.limit != 0 && v.read == 0:

@@ -24,8 +24,14 @@ type demoCloud struct {
 	sub    mqtt.Client
 }
 
-func openDemoCloud(log *slog.Logger) (*demoCloud, error) {
-	cfg, _ := config.Parse("cloud.toml", "[gateway]\nname = \"cloud\"\n[broker]\nsys_interval = \"0s\"\n", nil)
+// openDemoCloud opens a broker and a link to it; users is the file of those who
+// may log in, "" for everybody.
+func openDemoCloud(log *slog.Logger, users string) (*demoCloud, error) {
+	text := "[gateway]\nname = \"cloud\"\n[broker]\nsys_interval = \"0s\"\n"
+	if users != "" {
+		text += fmt.Sprintf("users = %q\n", users)
+	}
+	cfg, _ := config.Parse("cloud.toml", text, nil)
 	broker, err := embeddedbroker.New(cfg.Broker, embeddedbroker.NewMemory(), embeddedbroker.Options{Log: log, Version: version})
 	if err != nil {
 		return nil, fmt.Errorf("cloud: %w", err)
@@ -75,7 +81,7 @@ func (c *demoCloud) Run(ctx context.Context) error {
 // does not use the link that is cut.
 func (c *demoCloud) subscribe(check *checker) error {
 	o := mqtt.NewClientOptions().AddBroker("tcp://" + c.ln.Addr().String()).SetClientID("checker").
-		SetCleanSession(true).SetAutoReconnect(false).SetConnectRetry(false).SetWriteTimeout(5 * time.Second)
+		SetCleanSession(true).SetUsername("checker").SetPassword("checker").SetAutoReconnect(false).SetConnectRetry(false).SetWriteTimeout(5 * time.Second)
 	c.sub = mqtt.NewClient(o)
 	if err := done(c.sub.Connect()); err != nil {
 		return fmt.Errorf("connect to the cloud: %w", err)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -22,6 +23,18 @@ type plant struct {
 	bus   string                        // TOML of the RS-485 bus's wire
 	truck string                        // path of the GPS; "" = this computer has no pseudo terminals
 	tcp   string                        // address of the inverter
+
+	rs485    *sim.Pty // nil without pseudo terminals
+	inverter *sim.TCP
+	gps      *sim.Pty // nil without pseudo terminals
+	other    net.Conn // of another client of the inverter; nil: none
+}
+
+// close ends what is no part.
+func (p *plant) close() {
+	if p.other != nil {
+		p.other.Close()
+	}
 }
 
 // openPlant opens the simulated RS-485 bus, the inverter and the GPS. Without
@@ -31,6 +44,7 @@ func openPlant(dir string) (*plant, error) {
 	units := []*sim.Unit{sim.NewSDM630(1, demoSeed), sim.NewXYMD02(2, demoSeed), sim.NewRelays(3, 4)}
 	pty, err := sim.NewPty(sim.NewBus(sim.Line{Baud: 9600}, demoSeed, units...), filepath.Join(dir, "rs485"))
 	if err == nil {
+		p.rs485 = pty
 		p.parts = append(p.parts, pty.Run)
 		p.bus = fmt.Sprintf("serial = %q\nbaud = 9600\n", pty.Path())
 		p.lines = append(p.lines, fmt.Sprintf("bus rs485     simulated RS-485 on %s, 9600 8N1: SDM630 (unit 1), XY-MD02 (unit 2), 4 relays (unit 3)", pty.Terminal()))
@@ -47,22 +61,35 @@ func openPlant(dir string) (*plant, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.tcp = inverter.Addr()
+	p.tcp, p.inverter = inverter.Addr(), inverter
 	p.parts = append(p.parts, inverter.Run)
 	p.lines = append(p.lines, "bus inverter  simulated Modbus TCP on "+p.tcp)
 	gps, err := sim.NewPty(sim.NewTalker(sim.Line{Baud: 9600}, demoSeed, time.Second, sim.NMEA(demoSeed)), filepath.Join(dir, "truck"))
 	if err != nil {
 		return p, nil // the line of the bus said why
 	}
-	p.truck = gps.Path()
+	p.truck, p.gps = gps.Path(), gps
 	p.parts = append(p.parts, gps.Run)
 	p.lines = append(p.lines, "uart truck    simulated NMEA on "+gps.Terminal())
 	return p, nil
 }
 
 // config is the device map of the demo: what an owner of such a plant would write.
-func (p *plant) config(dir, broker, cloud string) string {
+func (p *plant) config(dir, broker, cloud string, faults faultList) string {
 	var b strings.Builder
+	roof, order, buffer, login := p.tcp, "order = \"CDAB\"\n", "", ""
+	if faults.has("unreachable") {
+		roof = "127.0.0.1:1"
+	}
+	if faults.has("word-order") {
+		order = ""
+	}
+	if faults.has("buffer-full") {
+		buffer = "[buffer]\nmax_messages = 20\n\n"
+	}
+	if faults.has("auth") {
+		login = fmt.Sprintf("user = \"plant\"\npassword_file = %q\n", filepath.Join(dir, "password"))
+	}
 	fmt.Fprintf(&b, `[gateway]
 name = "demo"
 interval = "2s"
@@ -100,18 +127,17 @@ interval = "2s"
 [device.inverter]
 bus = "roof"
 unit_id = 3
-order = "CDAB"
-interval = "1s"
+%sinterval = "1s"
 [device.inverter.points]
 power  = { input = 5030, type = "int32", unit = "W" }
 energy = { input = 5003, type = "uint32", unit = "kWh", scale = 0.1, kind = "total_increasing" }
 state  = { input = 5037, type = "uint16", enum = { 0 = "run", 1 = "standby", 8 = "fault" } }
 limit  = { holding = 5007, type = "uint16", unit = "%%", scale = 0.1, write = true, min = 0, max = 100 }
 
-[uplink.cloud]
+%s[uplink.cloud]
 addresses = ["mqtt://%s"]
 qos = 2
-`, dir, broker, p.bus, p.tcp, cloud)
+%s`, dir, broker, p.bus, roof, order, buffer, cloud, login)
 	if p.truck != "" {
 		fmt.Fprintf(&b, "\n[device.truck]\nserial = %q\nbaud = 9600\nprofile = \"nmea-gps\"\ninterval = \"2s\"\n", p.truck)
 	}

@@ -35,7 +35,7 @@ func loadFacts(s *buffer.Store) (*facts, error) {
 // room is the part of one room.
 func (f *facts) room(prefix string) room { return room{f, prefix + "/"} }
 
-// room is a view of facts; it is the Memory of devices and bridge.
+// room is a view of facts; it is the Memory of bridge.
 type room struct {
 	f      *facts
 	prefix string
@@ -54,6 +54,13 @@ func (r room) Save(key string, v []byte) error {
 	defer cancel()
 	return r.put(key, v).Wait(ctx)
 }
+
+// learned is the Memory of devices: a bus does not wait for the disk, and what a
+// crash loses is learned again.
+type learned struct{ room }
+
+// Save keeps v with the next commit.
+func (l learned) Save(key string, v []byte) { l.Keep(key, v, nil) }
 
 // Get is Load for those who cannot fail.
 func (r room) Get(key string) []byte {

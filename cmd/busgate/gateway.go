@@ -6,11 +6,13 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"busgate/bridge"
@@ -46,6 +48,7 @@ type gateway struct {
 
 	store     *buffer.Store
 	facts     *facts
+	clock     *clock
 	durable   *durable.Store
 	broker    *embeddedbroker.Broker
 	local     *embeddedbroker.Local
@@ -55,15 +58,18 @@ type gateway struct {
 	listeners *listeners
 	alerts    chan report.Report // of the store, which must not wait for the bridge
 	more      []stage            // on top of the others
+	pulse     *pulse             // nil: nobody listens
+	operators atomic.Int32       // commands at work on the store, which keep the committer busy
 
 	mu  sync.Mutex // held during Update
 	cfg *config.Config
 }
 
-// gatewayOptions are what only the demo sets.
+// gatewayOptions are what only the demo and tests set.
 type gatewayOptions struct {
 	tap    func(devices.Round, *embeddedbroker.Message)
 	listen net.Listener // instead of binding broker.listen; may be nil
+	kernel *kernel      // of tests: another clock; nil: the real one
 }
 
 // openGateway opens everything that can fail: the store, the rooms on top of
@@ -84,15 +90,20 @@ func openGateway(cfg *config.Config, log *slog.Logger, o gatewayOptions) (_ *gat
 	if err != nil {
 		return nil, err
 	}
+	if g.facts, err = loadFacts(g.store); err != nil {
+		return nil, fmt.Errorf("load facts: %w", err)
+	}
+	if o.kernel == nil {
+		o.kernel = &realKernel
+	}
+	g.clock = openClock(*o.kernel, g.facts.room("clock"), log, g.ladder, g.store.SetClock)
+	g.clock.alert, g.clock.changed = g.alert, func() { g.bridge.Changed() }
 	g.durable = durable.New(g.store)
-	g.broker, err = embeddedbroker.New(cfg.Broker, g.durable, embeddedbroker.Options{Log: log, Ladder: g.ladder, Version: version, Reserved: g.reserved, ClockKnown: clockKnown})
+	g.broker, err = embeddedbroker.New(cfg.Broker, g.durable, embeddedbroker.Options{Log: log, Ladder: g.ladder, Version: version, Reserved: g.reserved, ClockKnown: g.clock.known})
 	if err != nil {
 		return nil, fmt.Errorf("broker: %w", err)
 	}
 	g.local = g.broker.Local("bridge")
-	if g.facts, err = loadFacts(g.store); err != nil {
-		return nil, fmt.Errorf("load facts: %w", err)
-	}
 	boot, last := g.store.Closing()
 	var closing []bridge.Closing
 	for _, name := range slices.Sorted(maps.Keys(last)) {
@@ -100,7 +111,7 @@ func openGateway(cfg *config.Config, log *slog.Logger, o gatewayOptions) (_ *gat
 	}
 	g.bridge, err = bridge.New(cfg, g.local, bridge.Options{
 		Log: log, Ladder: g.ladder, Version: version, Boot: g.store.Boot(), Closing: closing,
-		Clock: wallClock, Mono: bootTime, Memory: g.facts.room("bridge"), Retained: g.broker.Retained, Tap: o.tap, Numbers: g.numbers,
+		Clock: g.clock.now, Mono: g.clock.k.boot, Memory: g.facts.room("bridge"), Retained: g.broker.Retained, Tap: o.tap, Numbers: g.numbers,
 	})
 	if err != nil {
 		return nil, err
@@ -109,7 +120,7 @@ func openGateway(cfg *config.Config, log *slog.Logger, o gatewayOptions) (_ *gat
 	if err := g.uplinks.open(cfg); err != nil {
 		return nil, err
 	}
-	g.fleet, err = devices.New(cfg, g.bridge, devices.Options{Drivers: drivers(), Memory: g.facts.room("devices"), Log: log, Ladder: g.ladder, Clock: wallClock})
+	g.fleet, err = devices.New(cfg, g.bridge, devices.Options{Drivers: drivers(), Memory: learned{g.facts.room("devices")}, Log: log, Ladder: g.ladder, Clock: g.clock.now})
 	if err != nil {
 		return nil, err
 	}
@@ -122,6 +133,7 @@ func openGateway(cfg *config.Config, log *slog.Logger, o gatewayOptions) (_ *gat
 // skips the draining. ready is called when everything is started.
 func (g *gateway) Run(ctx context.Context, hurry <-chan struct{}, ready func()) error {
 	stages := []stage{
+		{name: "clock", grace: graceBridge, run: g.clock.Run},
 		{name: "clients", grace: graceBroker, run: g.listeners.Run}, // the broker, when it ends, says good-bye to them
 		{name: "broker", grace: graceBroker, run: g.broker.Run},
 		{name: "uplinks", grace: graceUplinks, run: g.uplinks.Run},
@@ -129,6 +141,9 @@ func (g *gateway) Run(ctx context.Context, hurry <-chan struct{}, ready func()) 
 		{name: "door", grace: graceBroker, run: g.listeners.Door},
 		{name: "devices", grace: graceDevices, run: g.fleet.Run},
 		{name: "alerts", grace: graceBridge, run: g.publishAlerts},
+	}
+	if g.pulse != nil { // stops last
+		stages = slices.Insert(stages, 0, stage{name: "pulse", grace: moment, run: g.pulse.Run})
 	}
 	stages = append(stages, g.more...)
 	stages = append(stages, stage{name: "ready", grace: graceBridge, run: func(ctx context.Context) error { ready(); <-ctx.Done(); return nil }})
@@ -157,9 +172,17 @@ func (g *gateway) publishAlerts(ctx context.Context) error {
 
 // serveControl makes the gateway answer commands on ln. It is called before Run.
 func (g *gateway) serveControl(ln net.Listener, reload func(context.Context) (string, error)) {
-	c := &control{store: g.store, rates: g.uplinks.rates, reload: reload}
+	c := &control{store: g.store, rates: g.uplinks.rates, reload: reload, fleet: g.fleet}
+	routes := c.handler()
+	counted := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/v1/buffer/") {
+			g.operators.Add(1)
+			defer g.operators.Add(-1)
+		}
+		routes.ServeHTTP(w, r)
+	})
 	g.more = append(g.more, stage{name: "control", grace: graceBridge, run: func(ctx context.Context) error {
-		return serveControl(ctx, g.log, ln, c.handler())
+		return serveControl(ctx, g.log, ln, counted)
 	}})
 }
 
@@ -204,7 +227,7 @@ func (g *gateway) reserved(topic string) bool { return g.bridge.Reserved(topic) 
 
 // numbers are what gateway/state tells of the other rooms.
 func (g *gateway) numbers() bridge.GatewayNumbers {
-	n := bridge.GatewayNumbers{Clients: g.broker.Stats().Clients}
+	n := bridge.GatewayNumbers{Clients: g.broker.Stats().Clients, Clock: g.clock.source()}
 	for _, st := range g.uplinks.status() {
 		n.Queue += st.Pending
 		n.QueueBytes += st.Bytes
@@ -229,7 +252,7 @@ func (g *gateway) Close() error {
 // drivers are the field protocols.
 func drivers() map[string]devices.Driver {
 	m := &modbus.Driver{}
-	return map[string]devices.Driver{"modbus-rtu": m, "modbus-tcp": m, "uart": &uart.Driver{}}
+	return map[string]devices.Driver{"modbus-rtu": m, "modbus-ascii": m, "modbus-tcp": m, "modbus-udp": m, "uart": &uart.Driver{}}
 }
 
 // limits are the bounds of the store as configured.

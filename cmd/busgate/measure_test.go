@@ -29,21 +29,12 @@ func TestMeasure(t *testing.T) {
 	if os.Getenv("BUSGATE_MEASURE") == "" {
 		t.Skip("takes five minutes and asserts nothing: BUSGATE_MEASURE=1 go test -v -run Measure ./cmd/busgate")
 	}
-	shipped := func(arch string) string {
-		file := filepath.Join(t.TempDir(), "busgate-"+arch)
-		build := exec.Command("go", "build", "-trimpath", "-tags", "nethttpomithttp2", "-ldflags", "-s -w", "-o", file, ".")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-		return file
-	}
-	st, err := os.Stat(shipped("arm64"))
+	st, err := os.Stat(shipped(t, "arm64"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("arm64, stripped: %.1f MB", float64(st.Size())/1e6)
-	bin := shipped(runtime.GOARCH)
+	bin := shipped(t, runtime.GOARCH)
 	for _, load := range []struct {
 		name string
 		text string
@@ -55,6 +46,18 @@ func TestMeasure(t *testing.T) {
 		rss, cpu, took := measure(t, bin, load.text)
 		t.Logf("%s: VmRSS %.1f MB, %.2f %% of one core over %.0f s", load.name, rss, 100*cpu.Seconds()/took.Seconds(), took.Seconds())
 	}
+}
+
+// shipped builds busgate as it is released.
+func shipped(t *testing.T, arch string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "busgate-"+arch)
+	build := exec.Command("go", "build", "-trimpath", "-tags", "nethttpomithttp2", "-ldflags", "-s -w", "-o", file, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return file
 }
 
 // measure runs a device map for a minute and a half and gives resident memory

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,4 +36,15 @@ func notify(state string) error {
 // lets it tell this one from an older one.
 func reloading() string {
 	return fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", clockGet(unix.CLOCK_MONOTONIC).Microseconds())
+}
+
+// watchdogLimit is after how long without a sign of life the service manager
+// ends us; 0: it does not look (sd_watchdog_enabled(3)).
+func watchdogLimit() time.Duration {
+	usec, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64)
+	pid := os.Getenv("WATCHDOG_PID")
+	if err != nil || usec <= 0 || pid != "" && pid != strconv.Itoa(os.Getpid()) {
+		return 0
+	}
+	return time.Duration(usec) * time.Microsecond
 }

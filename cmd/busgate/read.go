@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,8 +18,8 @@ import (
 
 // readFlags are the flags of read.
 type readFlags struct {
-	config, baud, format, typ, order string
-	try, hex, json                   bool
+	config, socket, baud, format, typ, order string
+	try, hex, json                           bool
 }
 
 func readCommand() command {
@@ -31,6 +29,7 @@ func readCommand() command {
 		setup: func(fs *flag.FlagSet) func(context.Context, *env, []string) int {
 			var f readFlags
 			fs.StringVar(&f.config, "config", defaultConfig, "device map `FILE` that names the buses")
+			fs.StringVar(&f.socket, "socket", defaultSocket, "control socket `FILE` of the daemon, which is asked when it has the wire open")
 			fs.StringVar(&f.baud, "baud", "", "speed `B` of the line; else that of the bus, or 9600")
 			fs.StringVar(&f.format, "format", "", "format `F` of the line; else that of the bus, or 8N1")
 			fs.StringVar(&f.typ, "type", "", "read the registers as values of type `T`, as in a device map")
@@ -70,7 +69,17 @@ func readNow(ctx context.Context, e *env, f readFlags, args []string) int {
 	if err != nil {
 		return misuse(e, "read", "%v", err)
 	}
-	raw, err := new(modbus.Driver).ReadRaw(ctx, bus, job.unit, job.table, job.addr, job.n, warnings(e))
+	asked := fmt.Sprintf("%d %s", bus.Baud, bus.Format())
+	w, code := reach(ctx, e, "read", f.socket, bus)
+	if w == nil {
+		return code
+	}
+	if own := fmt.Sprintf("%d %s", bus.Baud, bus.Format()); w.lent != nil && f.baud+f.format != "" && bus.Serial != "" && own != asked {
+		fmt.Fprintf(e.stderr, "busgate read: bus %s is in use at %s (%s); stop the service to read at another speed: sudo systemctl stop busgate\n",
+			w.lent.Name, w.lent.setting(), w.lent.answering())
+		return exitRefused
+	}
+	raw, err := w.driver.ReadRaw(ctx, bus, job.unit, job.table, job.addr, job.n, warnings(e))
 	if err != nil {
 		return readFailed(ctx, e, bus, job.unit, err)
 	}
@@ -96,87 +105,6 @@ func readFailed(ctx context.Context, e *env, bus *config.Bus, unit uint8, err er
 		return exitRefused
 	}
 	return exitNoReply
-}
-
-// readDevice reads the points of a device of the map, or one of them.
-func readDevice(ctx context.Context, e *env, f readFlags, what string) int {
-	if f.typ != "" || f.try || f.hex || f.baud+f.format != "" || f.order != "ABCD" {
-		return misuse(e, "read", "knows only --json for a device of the map")
-	}
-	cfg := mapAt(f.config)
-	if cfg == nil {
-		fmt.Fprintf(e.stderr, "busgate read: %s cannot be used: busgate check %[1]s\n", f.config)
-		return exitConfig
-	}
-	name, point, _ := strings.Cut(what, ".")
-	dev := cfg.Devices[name]
-	if dev == nil {
-		fmt.Fprintf(e.stderr, "busgate read: there is no device `%s` in %s%s\n", name, f.config, meant(name, slices.Sorted(maps.Keys(cfg.Devices))))
-		return exitFailed
-	}
-	g := &devices.Group{Device: dev, Interval: dev.Interval}
-	names := make([]string, len(dev.Points))
-	for i := range dev.Points {
-		if names[i] = dev.Points[i].Name; point == "" || names[i] == point {
-			g.Points = append(g.Points, i)
-		}
-	}
-	if len(g.Points) == 0 {
-		fmt.Fprintf(e.stderr, "busgate read: device `%s` has no point `%s`%s\n", name, point, meant(point, names))
-		return exitFailed
-	}
-	bus, code := wireOf(e, "read", f.config, cfg, dev.Bus)
-	if bus == nil {
-		return code
-	}
-	field, err := new(modbus.Driver).Open(ctx, devices.Wire{Bus: bus, Devices: []*config.Device{dev}, Log: warnings(e)})
-	if err != nil {
-		return readFailed(ctx, e, bus, dev.UnitID, err)
-	}
-	defer field.Close()
-	a, err := field.Poll(ctx, g, func(ctx context.Context) error { return ctx.Err() })
-	if err == nil && len(a.Values) == 0 {
-		err = a.Err
-	}
-	if err != nil {
-		return readFailed(ctx, e, bus, dev.UnitID, err)
-	}
-	return printAnswer(e, f, dev, a)
-}
-
-// printAnswer prints the points of a device, those without a value last.
-func printAnswer(e *env, f readFlags, dev *config.Device, a devices.Answer) int {
-	units := map[string]string{}
-	for i := range dev.Points {
-		units[dev.Points[i].Name] = dev.Points[i].Unit
-	}
-	out := struct {
-		Device string                     `json:"device"`
-		Values map[string]json.RawMessage `json:"values"`
-		Errors map[string]string          `json:"errors,omitempty"`
-	}{dev.Name, map[string]json.RawMessage{}, map[string]string{}}
-	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
-	for _, r := range a.Values {
-		text := "not available"
-		out.Values[r.Point] = json.RawMessage("null")
-		if r.Quality == devices.Good {
-			text = strings.TrimSpace(r.Value.String() + " " + units[r.Point])
-			out.Values[r.Point] = r.Value.AppendJSON(nil, -1)
-		}
-		fmt.Fprintf(t, "%s\t%s\n", r.Point, text)
-	}
-	for _, x := range a.Errors {
-		out.Errors[x.Point] = x.Text
-		fmt.Fprintf(t, "%s\t%s\n", x.Point, x.Text)
-	}
-	code := exitOK
-	if len(a.Values) == 0 {
-		code = exitRefused
-	}
-	if f.json {
-		return max(code, printJSON(e, "read", out))
-	}
-	return max(code, wrote(e, "read", t.Flush()))
 }
 
 // readJobOf reads UNIT TABLE ADDR [N] and the flags.

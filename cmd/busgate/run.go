@@ -51,6 +51,7 @@ func runDaemon(ctx context.Context, e *env, file, socket, word string) int {
 		log.Error(err.Error())
 		return exitFailed
 	}
+	g.pulse = newPulse(g, log)
 	r := &reloader{g: g, log: log, file: file, setLevel: setLevel}
 	if ln, err := openControl(socket); err != nil {
 		log.Warn(err.Error() + "; busgate reload and busgate buffer will not reach this daemon")
@@ -83,7 +84,7 @@ func runDaemon(ctx context.Context, e *env, file, socket, word string) int {
 	stopping := context.AfterFunc(ctx, func() { tell(log, "STOPPING=1\nSTATUS=sending what is due, then stopping") })
 	err = g.Run(ctx, hurry, func() {
 		log.Info("running", "version", version, "gateway", cfg.Gateway.Name, "devices", len(cfg.Devices), "uplinks", len(cfg.Uplinks))
-		tell(log, "READY=1\nSTATUS="+summary(cfg))
+		tell(log, "READY=1")
 	})
 	close(stopped)
 	<-signals
@@ -97,10 +98,6 @@ func runDaemon(ctx context.Context, e *env, file, socket, word string) int {
 	}
 	log.Info("stopped")
 	return exitOK
-}
-
-func summary(cfg *config.Config) string {
-	return fmt.Sprintf("%d devices on %d buses, %d uplinks", len(cfg.Devices), len(cfg.Buses), len(cfg.Uplinks))
 }
 
 // tell notifies the service manager; that it cannot is worth a debug line only.
@@ -147,7 +144,6 @@ func (r *reloader) reload(ctx context.Context) (string, error) {
 	r.setLevel(cfg)
 	done := "reloaded: " + describe(changes, cfg)
 	r.log.Info(done)
-	tell(r.log, "STATUS="+summary(cfg))
 	return listed.String() + done, nil
 }
 

@@ -25,9 +25,9 @@ const exitStopped = 130
 
 // scanFlags are the flags of scan.
 type scanFlags struct {
-	config, units, baud, format string
-	timeout                     time.Duration
-	fast, json                  bool
+	config, socket, units, baud, format string
+	timeout                             time.Duration
+	fast, json                          bool
 }
 
 func scanCommand() command {
@@ -37,6 +37,7 @@ func scanCommand() command {
 		setup: func(fs *flag.FlagSet) func(context.Context, *env, []string) int {
 			var f scanFlags
 			fs.StringVar(&f.config, "config", defaultConfig, "device map `FILE` that names the buses")
+			fs.StringVar(&f.socket, "socket", defaultSocket, "control socket `FILE` of the daemon, which is asked when it has the wire open")
 			fs.StringVar(&f.units, "units", "", "unit numbers `A-B` or A,B,C; else 1-10 at each setting, then 1-247")
 			fs.StringVar(&f.baud, "baud", "", "only these speeds, `LIST` as in 9600,19200")
 			fs.StringVar(&f.format, "format", "", "only these formats, `LIST` as in 8N1,8E1")
@@ -69,6 +70,13 @@ func scanWire(ctx context.Context, e *env, f scanFlags, where string) int {
 	if bus == nil {
 		return code
 	}
+	if err := checkScan(f, bus); err != nil {
+		return misuse(e, "scan", "%v", err)
+	}
+	w, code := reach(ctx, e, "scan", f.socket, bus)
+	if w == nil {
+		return code
+	}
 	settings, err := settingsOf(f, bus)
 	if err != nil {
 		return misuse(e, "scan", "%v", err)
@@ -77,9 +85,15 @@ func scanWire(ctx context.Context, e *env, f scanFlags, where string) int {
 	if err != nil {
 		return misuse(e, "scan", "%v", err)
 	}
+	if w.lent != nil {
+		if settings, err = w.lentSettings(e, f, bus, settings); err != nil {
+			fmt.Fprintf(e.stderr, "busgate scan: %v\n", err)
+			return exitRefused
+		}
+	}
 	r := &scanReport{e: e, flags: f, cfg: cfg, bus: bus}
 	fmt.Fprintln(e.stderr, "only reads; Ctrl-C ends the search and keeps what was found")
-	err = new(modbus.Driver).Scan(ctx, modbus.Scan{
+	err = w.driver.Scan(ctx, modbus.Scan{
 		Bus: bus, Settings: settings, Units: units, Timeout: f.timeout, Fast: f.fast,
 		Profiles: knownProfiles(e, f.config),
 		Log:      warnings(e),
@@ -97,6 +111,29 @@ func scanWire(ctx context.Context, e *env, f scanFlags, where string) int {
 		return exitStopped
 	}
 	return wireFailed(e, "scan", err)
+}
+
+// checkScan refuses flags that make no sense on this wire.
+func checkScan(f scanFlags, bus *config.Bus) error {
+	_, err := settingsOf(f, bus)
+	_, unitErr := unitsOf(f.units, bus)
+	return errors.Join(err, unitErr)
+}
+
+// lentSettings is what a search of a bus of the running gateway may try: the
+// setting that it has.
+func (w *wire) lentSettings(e *env, f scanFlags, bus *config.Bus, all []modbus.Setting) ([]modbus.Setting, error) {
+	if bus.Serial == "" {
+		fmt.Fprintf(e.stderr, "bus %s of the running gateway is searched between its polls, in a quarter of its time\n", w.lent.Name)
+		return all, nil
+	}
+	own := modbus.Setting{Baud: bus.Baud, Format: bus.Format()}
+	if (f.baud != "" || f.format != "") && (len(all) != 1 || all[0] != own) {
+		return nil, fmt.Errorf("bus %s is in use at %s (%s); stop the service to scan other speeds: sudo systemctl stop busgate", w.lent.Name, w.lent.setting(), w.lent.answering())
+	}
+	fmt.Fprintf(e.stderr, "bus %s of the running gateway is searched between its polls, in a quarter of its time, at %s only (%s); stop the service to scan other speeds\n",
+		w.lent.Name, w.lent.setting(), w.lent.answering())
+	return []modbus.Setting{own}, nil
 }
 
 // mapAt is the device map, nil when it is not there or not right.
@@ -131,8 +168,8 @@ func wireOf(e *env, name, file string, cfg *config.Config, where string) (*confi
 	}
 	if cfg != nil && cfg.Buses[where] != nil {
 		known := *cfg.Buses[where]
-		if !strings.HasPrefix(known.Protocol, "modbus-") || known.Protocol == "modbus-ascii" {
-			fmt.Fprintf(e.stderr, "busgate %s: bus `%s` speaks %s; this works with modbus-rtu and modbus-tcp\n", name, where, known.Protocol)
+		if !strings.HasPrefix(known.Protocol, "modbus-") {
+			fmt.Fprintf(e.stderr, "busgate %s: bus `%s` speaks %s; this works with Modbus\n", name, where, known.Protocol)
 			return nil, exitFailed
 		}
 		return &known, exitOK

@@ -21,6 +21,7 @@ import (
 type uplinks struct {
 	g       *gateway
 	changes chan func(context.Context, *runningLinks) // to Run
+	names   templates
 
 	mu    sync.Mutex
 	links map[string]*openLink
@@ -36,6 +37,29 @@ type openLink struct {
 	at            time.Time
 	waiting, sent uint64
 	last          bridge.UplinkNumbers // guarded by uplinks.mu
+}
+
+// templates are the topics that topic_template gives to the devices of each
+// uplink; links read them while a reload writes them anew.
+type templates struct {
+	mu sync.Mutex
+	of map[string]map[string]string // by uplink, then device
+}
+
+func (t *templates) load(cfg *config.Config) {
+	of := map[string]map[string]string{}
+	for name, u := range cfg.Uplinks {
+		of[name] = uplink.Templates(cfg, u)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.of = of
+}
+
+func (t *templates) topic(uplink, device string) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.of[uplink][device]
 }
 
 // runningLinks belongs to Run.
@@ -56,6 +80,7 @@ func newUplinks(g *gateway) *uplinks {
 
 // open makes the links of a configuration; Run starts them.
 func (u *uplinks) open(cfg *config.Config) error {
+	u.names.load(cfg)
 	for _, name := range slices.Sorted(maps.Keys(cfg.Uplinks)) {
 		if err := u.openOne(cfg, name); err != nil {
 			return err
@@ -101,14 +126,15 @@ func (u *uplinks) options(name string, consumer *buffer.Consumer, stream *buffer
 	g := u.g
 	memory := g.facts.room("uplink/" + name)
 	return uplink.Options{
-		Log: g.log, Ladder: g.ladder, Boot: g.store.Boot(), Stream: stream.ID(), Grace: drainUplink,
-		Birth: func() []*embeddedbroker.Message { return g.bridge.Birth() },
-		Down:  func(ctx context.Context, m *embeddedbroker.Message) error { return g.bridge.Down(ctx, name, m) },
+		Log: g.log, Ladder: g.ladder, Boot: g.store.Boot(), Stream: stream.ID(), Grace: drainUplink, FirstDelay: firstDelay(g.clock.k.boot()),
+		Birth:    func() []*embeddedbroker.Message { return g.bridge.Birth() },
+		Down:     func(ctx context.Context, m *embeddedbroker.Message) error { return g.bridge.Down(ctx, name, m) },
+		Template: func(device string) string { return u.names.topic(name, device) },
 		Notify: func(s uplink.State) {
 			g.bridge.UplinkState(name, s.Word())
 			g.broker.UplinkState(name, s.Connected())
 		},
-		Clock: wallClock,
+		Clock: g.clock.verify,
 		Usage: func() (int, int64, time.Duration) {
 			n, b := consumer.Pending()
 			age := time.Duration(0)
@@ -122,6 +148,21 @@ func (u *uplinks) options(name string, consumer *buffer.Consumer, stream *buffer
 		Told:    g.store.Told,
 		Closing: func() (string, uint64) { boot, last := g.store.Closing(); return boot, last[name] },
 	}
+}
+
+// A computer that has just started may be one of many that come back together
+// after a power cut; their first connects are spread.
+const (
+	justStarted = 3 * time.Minute
+	spread      = 10 * time.Second
+)
+
+// firstDelay is up to how long a link waits before its first connect.
+func firstDelay(up time.Duration) time.Duration {
+	if up < justStarted {
+		return spread
+	}
+	return 0
 }
 
 // Run runs all links until ctx ends; each then drains for its grace. Before
@@ -184,6 +225,7 @@ func (r *runningLinks) start(ctx context.Context, name string, l *openLink) {
 // Update opens, changes and ends links. What waits for a removed uplink stays
 // in the store, in case that the removal was a mistake.
 func (u *uplinks) Update(ctx context.Context, cfg *config.Config, changes []config.Change) error {
+	u.names.load(cfg)
 	for _, c := range changes {
 		var err error
 		switch c.Effect {

@@ -10,7 +10,7 @@ import (
 // collect gathers the answer to req.
 func (l *Line) collect(req []byte, p patience) ([]byte, error) {
 	deadline := l.last.sent.Add(p.timeout)
-	n, from, dozed := 0, 0, false
+	n, from, dozed, echo := 0, 0, false, false
 	for {
 		wait := time.Until(deadline)
 		if n > from {
@@ -25,25 +25,36 @@ func (l *Line) collect(req []byte, p patience) ([]byte, error) {
 			return nil, l.silent(req, p, l.buf[from:n])
 		}
 		if n == from {
-			l.last.first = time.Now()
+			l.last.first = l.began()
 		}
 		n += k
 		for from < n {
+			own, may := 0, false
+			if !echo {
+				own, may = l.echoes.find(req, l.buf[from:n])
+			}
+			if own > 0 {
+				echo = true
+				l.counts.Echo++
+				l.show(l.buf[from:from+own], 0, devices.MarkEcho)
+				from += own
+				continue
+			}
 			start, size, kind := l.match(req, l.buf[from:n])
-			if kind == unfinished {
+			if kind == unfinished || kind == bad && may {
 				break
 			}
-			if kind == bad {
+			if kind == bad || start > 0 && l.echoes.on && !echo { // the echo was hurt: others talk, too
 				return nil, l.damaged(l.buf[from:n])
 			}
-			from += start + size
 			if kind == ours {
-				l.counts.Good++
-				l.last.end, l.last.size = time.Now(), size
-				l.dirty = from < n
+				l.accept(l.buf[from:from+start], l.buf[from+start:from+start+size])
+				l.echoes.judge(req, echo)
+				l.dirty = from+start+size < n
 				l.renew(req, p)
-				return l.buf[from-size : from], nil
+				return l.buf[from+start : from+start+size], nil
 			}
+			from += start + size
 		}
 		if from == n {
 			from, n = 0, 0
@@ -55,6 +66,23 @@ func (l *Line) collect(req []byte, p patience) ([]byte, error) {
 		if n == len(l.buf) || time.Since(deadline) > maxAnswer {
 			return nil, l.damaged(l.buf[from:n])
 		}
+	}
+}
+
+// accept counts an answer and the stray bytes before it.
+func (l *Line) accept(stray, ans []byte) {
+	l.counts.Good++
+	l.counts.Sizes[devices.SizeClass(len(ans))].Good++
+	if a, ok := l.port.(*asciiPort); ok && a.stray {
+		l.counts.Stray++
+	}
+	l.last.end, l.last.size = time.Now(), len(ans)
+	if len(stray) > 0 {
+		l.show(stray, 0, devices.MarkStray)
+	}
+	l.show(ans, max(l.last.first.Sub(l.last.sent), 1), devices.MarkOK)
+	if l.last.first.Before(l.last.sent) { // it came in one piece with our echo
+		l.last.first = l.last.sent
 	}
 }
 
@@ -87,13 +115,14 @@ func (l *Line) renew(req []byte, p patience) {
 			continue
 		}
 		behind := min(l.last.end.Sub(d.sent), maxWindow)
+		d.behind = max(d.behind, behind)
 		if u := l.last.end.Add(p.window); u.After(d.until) {
 			d.until = u
 		}
 		if u := l.last.sent.Add(2 * behind); u.After(d.until) {
 			d.until = u
 		}
-		d.sent = l.last.sent
+		d.sent, d.paid = l.last.sent, false
 	}
 }
 
@@ -104,6 +133,7 @@ func (l *Line) silent(req []byte, p patience, got []byte) error {
 		return l.damaged(got)
 	}
 	l.counts.Timeouts++
+	l.show(nil, p.timeout, devices.MarkSilence)
 	if !l.noOwed {
 		d := debt{sent: l.last.sent, until: time.Now().Add(p.window)}
 		d.n = copy(d.req[:], req)
@@ -118,6 +148,8 @@ func (l *Line) silent(req []byte, p patience, got []byte) error {
 func (l *Line) damaged(got []byte) error {
 	l.dirty = true
 	l.counts.Bad++
+	l.counts.Sizes[devices.SizeClass(wholeLen(l.asking))].Bad++
+	l.show(got, max(l.last.first.Sub(l.last.sent), 1), devices.MarkCRC)
 	return fmt.Errorf("%w: % x", devices.ErrBadFrame, got[:min(len(got), 32)])
 }
 
@@ -148,13 +180,14 @@ func (l *Line) match(req, f []byte) (start, size int, kind found) {
 		return 0, n, other
 	}
 	if n := foreignLen(f); n > 0 {
-		l.counts.Foreign++
+		l.stranger(f[:n])
 		return 0, n, other
 	}
 	for at := 1; at <= maxStray && at+minFrame <= len(f); at++ {
 		n := answerLen(req, f[at:])
 		if n > 0 && at+n <= len(f) && crc(f[at:at+n]) == 0 && !l.ambiguous(req, f[at:]) {
 			l.counts.Stray++
+			l.counts.StrayByte = f[at-1]
 			return at, n, ours
 		}
 	}

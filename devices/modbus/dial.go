@@ -85,6 +85,9 @@ func rootText(err error) string {
 
 // dialer connects to the endpoint of a bus, over TLS where tls is set.
 func dialer(b *config.Bus) (func(context.Context) (net.Conn, error), error) {
+	if b.Protocol == "modbus-udp" {
+		return func(ctx context.Context) (net.Conn, error) { return dialUDP(ctx, b.TCP) }, nil
+	}
 	if !b.TLS {
 		return func(ctx context.Context) (net.Conn, error) { return dial(ctx, b.TCP) }, nil
 	}

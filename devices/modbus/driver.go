@@ -10,41 +10,51 @@ import (
 	"busgate/devices/port"
 )
 
-// Driver opens buses of the protocols modbus-rtu (serial or TCP) and
-// modbus-tcp. The zero Driver is ready to use.
+// Driver opens buses of the protocols modbus-rtu and modbus-ascii (both serial or
+// over TCP), modbus-tcp and modbus-udp. The zero Driver is ready to use.
 type Driver struct {
 	// OpenPort opens the serial port of a wire; nil is devices/port. The
 	// simulator and tests put theirs here.
 	OpenPort func(ctx context.Context, w devices.Wire) (Port, error)
 
+	// Guest, when set, makes Open use a wire that somebody else has open: each
+	// exchange is a Question there, see Ask. Nothing is opened and nothing closed.
+	Guest func(ctx context.Context, q Question) (Reply, error)
+
 	ports  port.Opener
 	noOwed bool // tests: Lines forget what is owed
+	noIDs  bool // tests: TCP takes any answer
 }
 
 var _ devices.Driver = (*Driver)(nil)
 
 // Open opens the port, or connects.
 func (d *Driver) Open(ctx context.Context, w devices.Wire) (devices.Field, error) {
-	f := &field{bus: w.Bus, log: w.Log, timing: timingOf(w.Bus)}
+	if d.Guest != nil {
+		return d.visit(w), nil
+	}
+	f := &field{bus: w.Bus, log: w.Log, tap: w.Tap, timing: timingOf(w.Bus), memory: w.Memory}
 	f.Devices(w.Devices)
 	connect, err := dialer(w.Bus)
 	if err != nil {
 		return nil, err
 	}
+	lines := w.Bus.Protocol == "modbus-rtu" || w.Bus.Protocol == "modbus-ascii"
 	switch {
-	case w.Bus.Protocol == "modbus-tcp":
+	case w.Bus.Protocol == "modbus-tcp" || w.Bus.Protocol == "modbus-udp":
 		t := newTCP(w.Bus.TCP, connect, f.late)
+		t.tap, t.datagrams, t.noIDs = w.Tap, w.Bus.Protocol == "modbus-udp", d.noIDs
 		if err := t.connect(ctx); err != nil {
 			return nil, err
 		}
 		f.setLink(t, &tcpPackager{})
-	case w.Bus.Protocol == "modbus-rtu" && w.Bus.TCP != "":
+	case lines && w.Bus.TCP != "":
 		conn, err := connect(ctx)
 		if err != nil {
 			return nil, err
 		}
 		f.setLink(d.line(&netPort{conn: conn, addr: w.Bus.TCP}, f), &rtuPackager{})
-	case w.Bus.Protocol == "modbus-rtu":
+	case lines:
 		p, err := d.openPort(ctx, w, f)
 		if err != nil {
 			return nil, err
@@ -65,12 +75,17 @@ func (d *Driver) openPort(ctx context.Context, w devices.Wire, f *field) (Port, 
 		return nil, err
 	}
 	f.timing.latency = p.Latency()
+	f.uart = func() devices.UARTErrors { return devices.UARTErrors(p.LineErrors()) }
 	return p, nil
 }
 
 func (d *Driver) line(p Port, f *field) *Line {
+	if f.timing.ascii {
+		p = newASCIIPort(p)
+	}
 	l := newLine(p, f.timing, f.late)
-	l.noOwed = d.noOwed
+	l.noOwed, l.tap = d.noOwed, f.tap
+	l.echoes.on = f.echoKnown()
 	return l
 }
 
@@ -80,16 +95,19 @@ func timingOf(b *config.Bus) timing {
 	if b.TCP != "" {
 		// Segments may come apart; an answer lost by the network comes again after
 		// the shortest retransmission time of TCP, which no timeout should undercut.
-		return timing{silence: 200 * time.Millisecond, latency: 250 * time.Millisecond}
+		return timing{silence: 200 * time.Millisecond, latency: 250 * time.Millisecond, ascii: b.Protocol == "modbus-ascii"}
 	}
 	bits := 1 + b.DataBits + b.StopBits
 	if b.Parity != 'N' {
 		bits++
 	}
-	t := timing{char: time.Duration(bits) * time.Second / time.Duration(max(b.Baud, 1))}
-	t.gap = t.char * 35 / 10
-	if b.Baud > 19200 {
+	t := timing{char: time.Duration(bits) * time.Second / time.Duration(max(b.Baud, 1)), ascii: b.Protocol == "modbus-ascii"}
+	switch {
+	case t.ascii: // the colon begins a frame, no silence
+	case b.Baud > 19200:
 		t.gap = 1750 * time.Microsecond
+	default:
+		t.gap = t.char * 35 / 10
 	}
 	if b.Gap > 0 {
 		t.gap = b.Gap
@@ -98,12 +116,14 @@ func timingOf(b *config.Bus) timing {
 	return t
 }
 
-// Cost plans the requests of a group as the bus will, with the turnaround of
-// the profile, or 30 ms.
-func (d *Driver) Cost(bus *config.Bus, dev *config.Device, points []int) (requests int, each time.Duration) {
-	u, t := newUnit(dev), timingOf(bus)
-	l := limitsOf(bus, u, t, writable(dev))
-	for _, r := range makePlan(spans(dev, points, l), l) {
+// Cost plans the requests of a group as the bus will, with the turnaround that
+// was learned, or that of the profile, or 30 ms.
+func (d *Driver) Cost(w devices.Wire, dev *config.Device, points []int) (requests int, each time.Duration) {
+	u, t := newUnit(dev), timingOf(w.Bus)
+	u.recall(w.Memory, w.Bus)
+	u.suppose()
+	l := limitsOf(w.Bus, u, t, writable(w.Devices))
+	for _, r := range makePlan(spans(u.points, points, u.headers(points), l), l) {
 		requests++
 		each += l.time(r.table, r.width())
 	}
@@ -135,10 +155,13 @@ func orMax(n int) int {
 	return n
 }
 
-func writable(dev *config.Device) bool {
-	for i := range dev.Points {
-		if dev.Points[i].Write {
-			return true
+// writable says that one of the devices takes commands.
+func writable(devs []*config.Device) bool {
+	for _, d := range devs {
+		for i := range d.Points {
+			if d.Points[i].Write {
+				return true
+			}
 		}
 	}
 	return false

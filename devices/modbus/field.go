@@ -49,6 +49,12 @@ type field struct {
 	link   link
 	pack   packager
 	units  map[byte]*unit
+	tap    *devices.Tap
+	memory devices.Memory // may be nil
+	writes bool           // somebody on the bus takes commands
+
+	strangers []LateAnswer              // of units that are not on the bus
+	uart      func() devices.UARTErrors // of the kernel; nil: it does not count
 }
 
 var _ devices.Field = (*field)(nil)
@@ -63,12 +69,14 @@ func (f *field) Devices(devs []*config.Device) {
 		u := f.units[d.UnitID]
 		if u == nil || u.dev.Name != d.Name || u.dev.Profile != d.Profile {
 			u = newUnit(d)
+			u.recall(f.memory, f.bus)
 		}
 		u.dev = d
+		u.place()
 		u.version++
 		units[d.UnitID] = u
 	}
-	f.units = units
+	f.units, f.writes = units, writable(devs)
 }
 
 // unitOf finds what is known about a device.
@@ -83,13 +91,30 @@ func (f *field) unitOf(dev *config.Device) *unit {
 
 // late is told by the link of each answer that came too late.
 func (f *field) late(id byte, after time.Duration) {
-	if u := f.units[id]; u != nil {
-		u.tooLate(after)
+	u := f.units[id]
+	if u == nil {
+		if len(f.strangers) < maxStrangers {
+			f.strangers = append(f.strangers, LateAnswer{id, after})
+		}
+		return
+	}
+	u.tooLate(after)
+	if after > 2*f.bus.Timeout {
+		u.counts.TooLate++
+		u.tooLates.add(after)
+		var middle [1]time.Duration
+		u.tooLates.quantiles(16, middle[:], .5)
+		u.counts.Latest = middle[0]
 	}
 }
 
-// Close closes the port or connection.
-func (f *field) Close() error { return f.link.Close() }
+// Close notes what was learned and closes the port or connection.
+func (f *field) Close() error {
+	for _, u := range f.units {
+		f.note(u)
+	}
+	return f.link.Close()
+}
 
 // Counts are the counters of the bus.
 func (f *field) Counts() devices.Counts {
@@ -97,6 +122,9 @@ func (f *field) Counts() devices.Counts {
 	c.Exceptions = 0
 	for _, u := range f.units {
 		c.Exceptions += u.counts.Exceptions
+	}
+	if f.uart != nil {
+		c.UART = f.uart()
 	}
 	return c
 }
@@ -115,10 +143,15 @@ func (f *field) do(ctx context.Context, u *unit, p patience, call func(gb.Client
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	return f.over(u, call, func(adu []byte) ([]byte, error) { return f.link.exchange(ctx, adu, p) })
+}
+
+// over is do over any way to send.
+func (f *field) over(u *unit, call func(gb.Client) ([]byte, error), send sender) ([]byte, error) {
 	var wire error
 	f.pack.unit(u.dev.UnitID)
 	client := gb.NewClient2(f.pack, sender(func(adu []byte) (ans []byte, err error) {
-		ans, wire = f.link.exchange(ctx, adu, p)
+		ans, wire = send(adu)
 		return ans, wire
 	}))
 	u.counts.Requests++
@@ -147,31 +180,50 @@ func (f *field) do(ctx context.Context, u *unit, p patience, call func(gb.Client
 
 // read makes one read request.
 func (f *field) read(ctx context.Context, u *unit, s span, p patience) ([]byte, error) {
-	out, err := f.do(ctx, u, p, func(c gb.Client) ([]byte, error) {
-		addr, n := uint16(s.from), uint16(s.width())
-		switch s.table {
-		case "coil":
-			return c.ReadCoils(addr, n)
-		case "discrete":
-			return c.ReadDiscreteInputs(addr, n)
-		case "input":
-			return c.ReadInputRegisters(addr, n)
-		}
-		return c.ReadHoldingRegisters(addr, n)
-	})
-	if err == nil && (!u.proven || s.width() < u.best.width()) {
+	out, err := f.do(ctx, u, p, s.ask)
+	u.answered(s, err)
+	return out, err
+}
+
+// ask makes the read of a span.
+func (s span) ask(c gb.Client) ([]byte, error) {
+	addr, n := uint16(s.from), uint16(s.width())
+	switch s.table {
+	case "coil":
+		return c.ReadCoils(addr, n)
+	case "discrete":
+		return c.ReadDiscreteInputs(addr, n)
+	case "input":
+		return c.ReadInputRegisters(addr, n)
+	}
+	return c.ReadHoldingRegisters(addr, n)
+}
+
+// answered notes how a read went.
+func (u *unit) answered(s span, err error) {
+	if err != nil {
+		return
+	}
+	if !u.proven || s.width() < u.best.width() {
 		u.best, u.proven = request{span: s}, true
 	}
-	return out, err
+	if !isBits(s.table) {
+		u.widest = max(u.widest, s.width())
+	}
 }
 
 // again makes a read, and for a timeout or a damaged answer the configured
 // number of further tries. It says how many were made.
 func (f *field) again(ctx context.Context, u *unit, s span) (out []byte, tries int, err error) {
+	return f.tries(ctx, u, s, 1+f.bus.Retries)
+}
+
+// tries makes a read up to most times.
+func (f *field) tries(ctx context.Context, u *unit, s span, most int) (out []byte, tries int, err error) {
 	for {
 		tries++
 		out, err = f.read(ctx, u, s, u.patience(f.bus, f.timing))
-		if tries > f.bus.Retries || !errors.Is(err, devices.ErrNoAnswer) && !errors.Is(err, devices.ErrBadFrame) {
+		if tries >= most || !errors.Is(err, devices.ErrNoAnswer) && !errors.Is(err, devices.ErrBadFrame) {
 			return out, tries, err
 		}
 	}
@@ -224,12 +276,15 @@ func (f *field) Probe(ctx context.Context, dev *config.Device) error {
 
 // cheapest is what a probe asks.
 func (u *unit) cheapest() span {
-	if u.proven || len(u.dev.Points) == 0 {
+	switch {
+	case u.proven || len(u.points) == 0:
 		return u.best.span
+	case u.isSunSpec():
+		return span{"holding", sunspecBases[0], sunspecBases[0] + 2}
 	}
-	s := valueSpan(&u.dev.Points[0])
-	for i := range u.dev.Points {
-		if t := valueSpan(&u.dev.Points[i]); t.width() < s.width() {
+	s := valueSpan(&u.points[0])
+	for i := range u.points {
+		if t := valueSpan(&u.points[i]); t.width() < s.width() {
 			s = t
 		}
 	}
@@ -239,65 +294,20 @@ func (u *unit) cheapest() span {
 // ProbeTime is what a Probe without answer costs, with the wait for a late
 // answer that could be mistaken.
 func (f *field) ProbeTime(dev *config.Device) time.Duration {
-	return f.owing(dev, f.unitOf(dev).cheapest()) + f.unitOf(dev).probeTimeout(f.bus) + 8*f.timing.char + f.timing.gap + f.timing.silence
+	return f.owing(dev, f.unitOf(dev).cheapest()) + f.unitOf(dev).probeTimeout(f.bus) + f.timing.frame(8) + f.timing.gap + f.timing.silence
 }
 
 // Get reads one point, raw.
 func (f *field) Get(ctx context.Context, dev *config.Device, p *config.Point) ([]byte, error) {
-	out, _, err := f.again(ctx, f.unitOf(dev), valueSpan(p))
+	u := f.unitOf(dev)
+	p, err := f.locate(u, p)
+	if err != nil {
+		return nil, err
+	}
+	out, _, err := f.again(ctx, u, valueSpan(p))
 	if err == nil && isBits(p.Table) {
 		out[0] &= 1
 		out = out[:1]
 	}
 	return out, err
-}
-
-// Set writes: coils with function 5, or 15 for several; a register with 6, more
-// with 16, and everything with 15 and 16 where write_fc says so. A part of a
-// register is read, merged and written back to back.
-func (f *field) Set(ctx context.Context, dev *config.Device, items []devices.Item) error {
-	u := f.unitOf(dev)
-	p, raw := items[0].Point, items[0].Raw
-	pat := u.patience(f.bus, f.timing)
-	if items[0].Mask != nil {
-		old, err := f.Get(ctx, dev, p)
-		if err != nil {
-			return err
-		}
-		raw = merge(old, raw, items[0].Mask)
-	}
-	many := dev.WriteFC == 16
-	_, err := f.do(ctx, u, pat, func(c gb.Client) ([]byte, error) {
-		switch {
-		case p.Table == "coil" && (len(items) > 1 || many):
-			bits := make([]byte, (len(items)+7)/8)
-			for i, it := range items {
-				if it.Raw[0] != 0 {
-					bits[i/8] |= 1 << (i % 8)
-				}
-			}
-			return c.WriteMultipleCoils(p.Addr, uint16(len(items)), bits)
-		case p.Table == "coil":
-			v := uint16(0)
-			if raw[0] != 0 {
-				v = 0xFF00
-			}
-			return c.WriteSingleCoil(p.Addr, v)
-		case p.Table != "holding":
-			return nil, errors.ErrUnsupported
-		case len(raw) == 2 && !many:
-			return c.WriteSingleRegister(p.Addr, uint16(raw[0])<<8|uint16(raw[1]))
-		}
-		return c.WriteMultipleRegisters(p.Addr, uint16(len(raw)/2), raw)
-	})
-	return err
-}
-
-// merge is old with the bits of mask from raw.
-func merge(old, raw, mask []byte) []byte {
-	out := make([]byte, len(raw))
-	for i := range out {
-		out[i] = old[i]&^mask[i] | raw[i]&mask[i]
-	}
-	return out
 }

@@ -49,6 +49,14 @@ func answerBytes(req []byte) int {
 	return 2 * n
 }
 
+// wholeLen is how long the answer to req is when all goes well.
+func wholeLen(req []byte) int {
+	if len(req) >= 6 && (req[1] <= 4 || req[1] == 23) {
+		return 5 + answerBytes(req)
+	}
+	return 8
+}
+
 // echoLen is n when f repeats the request up to its check.
 func echoLen(req, f []byte, n int) int {
 	for i := 2; i < n-2 && i < len(f); i++ {

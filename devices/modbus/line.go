@@ -24,6 +24,17 @@ type timing struct {
 	gap     time.Duration // silence between frames: t3.5
 	silence time.Duration // longest silence inside a frame
 	latency time.Duration // how long the adapter holds bytes back
+	ascii   bool          // each byte goes as two characters
+}
+
+// frame is how long an RTU frame of n bytes, its check included, takes the wire.
+// In ASCII that are a colon, two characters for each byte, the LRC for the CRC,
+// and CRLF (Modbus over serial line v1.02, 2.5.2).
+func (t timing) frame(n int) time.Duration {
+	if t.ascii {
+		n = 2*n + 1
+	}
+	return time.Duration(n) * t.char
 }
 
 // patience is how long one exchange waits.
@@ -46,6 +57,10 @@ type debt struct {
 	n     int
 	sent  time.Time
 	until time.Time
+	// behind is how late the answer was that came after a repetition, if there is
+	// another to come: then that one was the answer to the first request.
+	behind time.Duration
+	paid   bool // a frame that fits came, on a wire with strangers
 }
 
 const (
@@ -54,12 +69,16 @@ const (
 	maxStray  = 8   // bytes before a frame that are forgiven
 	bufSize   = 512 // bytes
 	muteAfter = time.Second
+	// strangersLast is how long a frame that nobody here asked for is held against
+	// a wire.
+	strangersLast = time.Hour
 	// maxAnswer bounds an answer that trickles in, after its first byte.
 	maxAnswer = 5 * time.Second
 )
 
-// Line speaks Modbus RTU on one port. A late, damaged or foreign frame is never
-// taken for the answer to a request it does not belong to:
+// Line speaks Modbus RTU on one port, or ASCII through an asciiPort. A late,
+// damaged or foreign frame is never taken for the answer to a request it does not
+// belong to:
 //
 //	owed → drain → gap → write → first byte → collect
 //
@@ -68,6 +87,7 @@ type Line struct {
 	port   Port
 	timing timing
 	late   func(unit byte, after time.Duration) // told of each late answer
+	tap    *devices.Tap                         // may be nil
 
 	mu     sync.Mutex
 	quiet  time.Time // last byte that was on the wire, as far as known
@@ -75,10 +95,17 @@ type Line struct {
 	mute   time.Time // a wire that never stops talking is left alone until then
 	debts  []debt
 	buf    [bufSize]byte
-	junk   []byte // what came while nothing was asked; whole frames are taken out
+	junk   []byte    // what came while nothing was asked; whole frames are taken out
+	others time.Time // somebody else's newest frame; zero: none yet
 	last   exchange
 	counts devices.Counts
+	echoes echoes
 	noOwed bool // tests: forget what is owed
+
+	spent  []debt    // whose answer nobody expects any more
+	asking []byte    // the newest request
+	asked  [256]bool // units that were ever asked
+	shown  time.Time // end of the newest frame that tap was shown
 }
 
 // newLine takes over the port. late may be nil.
@@ -118,7 +145,12 @@ func (l *Line) exchange(ctx context.Context, req []byte, p patience) ([]byte, er
 	if err := l.awaitGap(); err != nil {
 		return nil, err
 	}
-	l.junk = l.junk[:0]
+	if len(l.junk) > 0 {
+		l.show(l.junk, 0, devices.MarkStray)
+		l.junk = l.junk[:0]
+	}
+	l.asking = append(l.asking[:0], req...)
+	l.asked[req[0]] = true
 	l.counts.Requests++
 	if err := l.write(req); err != nil {
 		return nil, err
@@ -156,6 +188,7 @@ func (l *Line) owed(req []byte) time.Duration {
 	for _, d := range l.debts {
 		left := d.until.Sub(now)
 		if left <= 0 {
+			l.spend(d)
 			continue
 		}
 		kept = append(kept, d)
@@ -171,7 +204,7 @@ func (l *Line) owed(req []byte) time.Duration {
 func (l *Line) owing(req []byte) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.debts) == 0 || l.listen(0) != nil {
+	if len(l.debts)+len(l.spent) == 0 || l.listen(0) != nil {
 		return 0
 	}
 	return l.owed(req)
@@ -198,7 +231,13 @@ func (l *Line) sift(p []byte) {
 	}
 	l.junk = append(l.junk, p[:min(len(p), bufSize)]...)
 	for from := 0; from+minFrame <= len(l.junk); from++ {
-		if n := l.pay(l.junk[from:], nil); n > 0 {
+		n := l.pay(l.junk[from:], nil)
+		if n == 0 {
+			if n = overheard(l.junk[from:]); n > 0 && !l.paySpent(l.junk[from:from+n]) {
+				l.stranger(l.junk[from : from+n])
+			}
+		}
+		if n > 0 {
 			l.junk = append(l.junk[:0], l.junk[from+n:]...)
 			from = -1
 		}
@@ -206,7 +245,8 @@ func (l *Line) sift(p []byte) {
 }
 
 // pay strikes off the debt that the frame at the start of f answers and returns
-// the frame's length. A frame that also answers req is not touched.
+// the frame's length. A frame that also answers req is not touched. On a wire with
+// strangers the frame may be theirs: there the debt stays until its time is over.
 func (l *Line) pay(f, req []byte) int {
 	for i, d := range l.debts {
 		old := d.req[:d.n]
@@ -217,13 +257,23 @@ func (l *Line) pay(f, req []byte) int {
 		if n <= 0 || n > len(f) || crc(f[:n]) != 0 {
 			continue
 		}
-		l.debts = append(l.debts[:i], l.debts[i+1:]...)
+		if d.paid {
+			return n
+		}
+		if l.others.IsZero() || time.Since(l.others) > strangersLast {
+			l.debts = append(l.debts[:i], l.debts[i+1:]...)
+		} else {
+			l.debts[i].paid = true
+		}
 		l.counts.Late++
 		came := time.Now()
 		if came.After(d.until) { // found among bytes that nobody read for a while
 			came = d.until
 		}
-		l.late(f[0], came.Sub(d.sent))
+		after := max(came.Sub(d.sent), d.behind)
+		l.extend(f[0], after)
+		l.late(f[0], after)
+		l.show(f[:n], after, devices.MarkLate)
 		return n
 	}
 	return 0
@@ -284,8 +334,9 @@ func (l *Line) write(req []byte) error {
 		}
 		done += n
 	}
-	l.counts.BytesOut += uint64(len(req))
-	l.last = exchange{sent: start.Add(time.Duration(len(req)) * l.timing.char)}
+	l.counts.BytesOut += l.onWire(len(req))
+	l.last = exchange{sent: start.Add(l.timing.frame(len(req)))}
+	l.showRequest(req, start)
 	l.quiet = l.last.sent
 	return nil
 }
@@ -308,6 +359,22 @@ func (l *Line) broadcast(ctx context.Context, req []byte) ([]byte, error) {
 	return seal(append(l.buf[:0], req[:6]...)), nil
 }
 
+// onWire is how many characters n bytes of frames are.
+func (l *Line) onWire(n int) uint64 {
+	if l.timing.ascii {
+		return 2*uint64(n) + 1
+	}
+	return uint64(n)
+}
+
+// began is when the bytes that were just read began to come, as far as known.
+func (l *Line) began() time.Time {
+	if a, ok := l.port.(*asciiPort); ok && !a.first.IsZero() {
+		return a.first
+	}
+	return time.Now()
+}
+
 // read waits at most d for bytes; 0 and nil is silence.
 func (l *Line) read(p []byte, d time.Duration) (int, error) {
 	if err := l.port.SetReadTimeout(max(d, 0)); err != nil {
@@ -316,7 +383,7 @@ func (l *Line) read(p []byte, d time.Duration) (int, error) {
 	n, err := l.port.Read(p)
 	if n > 0 {
 		l.quiet = time.Now()
-		l.counts.BytesIn += uint64(n)
+		l.counts.BytesIn += l.onWire(n)
 	}
 	if err != nil {
 		return n, fmt.Errorf("read: %w", err)

@@ -22,13 +22,20 @@ func readWords(t *testing.T, f *field, u *unit, addr, n int) ([]byte, error) {
 // how many were good, and how many of those held another register's value.
 func hostile(t *testing.T, n int, faults sim.Faults, timeout time.Duration, noOwed bool) (good, wrong int, c devices.Counts) {
 	t.Helper()
+	return hostileOn(t, sim.Line{Baud: 19200, Format: "8E1"}, n, faults, timeout, noOwed)
+}
+
+func hostileOn(t *testing.T, l sim.Line, n int, faults sim.Faults, timeout time.Duration, noOwed bool) (good, wrong int, c devices.Counts) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		l := sim.Line{Baud: 19200, Format: "8E1"}
 		bus := sim.NewBus(l, 7, counting(1, 1000), counting(2, 5000))
 		bus.Unit(1).SetAnswerTime(10*time.Millisecond, 2*time.Millisecond)
 		bus.SetFaults(faults)
 		cfg := testBus(l)
 		cfg.Timeout = timeout
+		if l.ASCII {
+			cfg.Protocol = "modbus-ascii"
+		}
 		dev := testDevice(1, 0)
 		f := openSim(t, &Driver{noOwed: noOwed}, cfg, bus, dev)
 		u := f.unitOf(dev)

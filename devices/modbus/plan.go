@@ -69,15 +69,17 @@ func (t timing) readTime(table string, n int, ta time.Duration) time.Duration {
 	if t.char == 0 { // TCP: the request costs, its length hardly does
 		return max(ta, time.Millisecond) + time.Duration(bytes)*time.Microsecond
 	}
-	return time.Duration(13+bytes)*t.char + 2*t.gap + ta + t.latency
+	return t.frame(8) + t.frame(5+bytes) + 2*t.gap + ta + t.latency
 }
 
-// spans lists what the points of a group need, sorted, without overlaps.
-func spans(dev *config.Device, points []int, l limits) []span {
-	var all []span
+// spans lists what the points of a group and more need, sorted, without
+// overlaps. A point without a table stands nowhere.
+func spans(list []config.Point, points []int, more []span, l limits) []span {
+	all := slices.Clone(more)
 	for _, i := range points {
-		p := &dev.Points[i]
-		all = append(all, spansOf(p, l)...)
+		if list[i].Table != "" {
+			all = append(all, spansOf(&list[i], l)...)
+		}
 	}
 	slices.SortFunc(all, func(a, b span) int {
 		return cmp.Or(cmp.Compare(a.table, b.table), cmp.Compare(a.from, b.from), cmp.Compare(a.to, b.to))
@@ -203,5 +205,9 @@ func blockCap(t timing, ta time.Duration) int {
 	if t.char == 0 {
 		return 125
 	}
-	return max(10, (int((writeWindow-2*t.gap-ta)/t.char)-13)/2)
+	room := int((writeWindow - 2*t.gap - ta) / t.char)
+	if t.ascii {
+		return max(10, (room-28)/4)
+	}
+	return max(10, (room-13)/2)
 }

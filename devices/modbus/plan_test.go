@@ -155,7 +155,7 @@ func TestSpans(t *testing.T) {
 	add(scaled)
 	add(far)
 	add(point("coil", 7, "bool"))
-	got := fmt.Sprint(spans(dev, []int{0, 1, 2, 3, 4, 5}, limitsFor(9600, 0, 125, 124)))
+	got := fmt.Sprint(spans(dev.Points, []int{0, 1, 2, 3, 4, 5}, nil, limitsFor(9600, 0, 125, 124)))
 	want := "[coil 7 holding 10..11 holding 20..27 holding 30..35 holding 100 holding 300]"
 	if got != want {
 		t.Errorf("got %s, want %s", got, want)

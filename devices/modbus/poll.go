@@ -3,6 +3,7 @@ package modbus
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -24,7 +25,8 @@ type round struct {
 	got    []block
 	failed []failure
 	sent   int
-	silent int // requests without answer in a row
+	silent int  // requests without answer in a row
+	over   bool // the unit is silent: nothing more is asked
 	a      devices.Answer
 }
 
@@ -33,13 +35,6 @@ type task struct {
 	request
 	trial *trial
 	busy  int // how often the unit was busy
-}
-
-// trial watches the parts of a request that was refused although it had no gaps:
-// when all of them answer, its size was the fault.
-type trial struct {
-	width, open, widest int
-	refused             bool
 }
 
 // block is registers or bits that were read.
@@ -60,6 +55,13 @@ func (f *field) Poll(ctx context.Context, g *devices.Group, pause func(context.C
 	start := time.Now()
 	u := f.unitOf(g.Device)
 	r := &round{f: f, u: u, g: g, pause: pause}
+	if u.isSunSpec() {
+		if ok, err := r.discover(ctx); !ok || err != nil {
+			u.asked = u.asked && r.a.Heard
+			r.a.Used = time.Since(start) - r.paused
+			return r.a, err
+		}
+	}
 	pl := f.planOf(g, u)
 	for i := range pl.requests {
 		r.queue = append(r.queue, task{request: pl.requests[(pl.first+i)%len(pl.requests)]})
@@ -77,26 +79,54 @@ func (f *field) Poll(ctx context.Context, g *devices.Group, pause func(context.C
 	if len(r.got) > 0 {
 		r.a.Heard = true
 	}
+	if err := r.finish(ctx); err != nil {
+		return devices.Answer{}, err
+	}
 	r.a.Used = time.Since(start) - r.paused
 	return r.a, nil
 }
 
-// step makes the first request of the queue.
+// finish looks after a round who answered, and notes what was learned. A unit
+// that was silent may be another one when it comes back.
+func (r *round) finish(ctx context.Context) error {
+	if !r.a.Heard {
+		r.u.asked = false
+		return nil
+	}
+	if err := r.identify(ctx); err != nil {
+		return err
+	}
+	r.f.learned(r.u)
+	return nil
+}
+
+// step makes the first request of the queue, or several at once on a connection
+// that bears it.
 func (r *round) step(ctx context.Context) error {
 	if r.sent > 0 {
 		if err := r.yield(ctx, 0); err != nil {
 			return err
 		}
 	}
+	if n := min(r.f.bus.Pipeline, len(r.queue)); n > 1 {
+		if t, ok := r.f.link.(*TCP); ok {
+			return r.burst(ctx, t, n)
+		}
+	}
 	r.sent++
 	t := r.queue[0]
 	r.queue = r.queue[1:]
 	data, tries, err := r.f.again(ctx, r.u, t.span)
+	return r.took(ctx, t, data, r.f.link.timings().end, tries, err)
+}
+
+// took deals with the end of one request. data is copied.
+func (r *round) took(ctx context.Context, t task, data []byte, at time.Time, tries int, err error) error {
 	x, refused := errors.AsType[*devices.Exception](err)
 	switch {
 	case err == nil:
 		r.silent = 0
-		r.got = append(r.got, block{t.span, slices.Clone(data), r.f.link.timings().end})
+		r.got = append(r.got, block{t.span, slices.Clone(data), at})
 		for _, g := range t.gaps() {
 			r.u.verify(g)
 		}
@@ -132,7 +162,7 @@ func (r *round) noAnswer(t task, tries int, text string) {
 	for _, q := range r.queue {
 		r.failed = append(r.failed, failure{q.span, "no-answer", text})
 	}
-	r.queue = nil
+	r.queue, r.over = nil, true
 }
 
 // refused deals with an exception.
@@ -168,61 +198,6 @@ func (r *round) refused(ctx context.Context, t task, x *devices.Exception) error
 		r.failed = append(r.failed, failure{t.span, "exception", x.Text})
 	}
 	return nil
-}
-
-// learn draws the conclusion from exception 2 or 3: first the widest gap that
-// nobody has read over yet, then the size, at last the register itself.
-func (r *round) learn(t task, x *devices.Exception) {
-	widest, at := gap{}, 0
-	end := t.from
-	for i, s := range t.parts {
-		g := gap{t.table, end, s.from}
-		if i > 0 && g.to-g.from > widest.to-widest.from && !r.u.verified[g] {
-			widest, at = g, i
-		}
-		end = max(end, s.to)
-	}
-	switch {
-	case at > 0:
-		r.u.forbid(widest)
-	case len(t.parts) > 1:
-		at = len(t.parts) / 2
-		if t.trial == nil {
-			t.trial = &trial{width: t.width(), open: 1}
-		}
-	default:
-		r.unsupported(t.span, x)
-		r.settle(t, true)
-		return
-	}
-	a, b := t.splitAt(at)
-	if t.trial != nil {
-		t.trial.open++
-	}
-	r.queue = append([]task{{request: a, trial: t.trial}, {request: b, trial: t.trial}}, r.queue...)
-}
-
-// settle closes one part of a trial.
-func (r *round) settle(t task, refused bool) {
-	tr := t.trial
-	if tr == nil {
-		return
-	}
-	tr.open--
-	tr.refused = tr.refused || refused
-	if !refused {
-		tr.widest = max(tr.widest, t.width())
-	}
-	if tr.open == 0 && !tr.refused && !isBits(t.table) && tr.widest < tr.width {
-		r.u.maxRead = max(1, tr.widest)
-		r.u.version++
-	}
-}
-
-// unsupported notes registers that the unit does not have; they are asked again in an hour.
-func (r *round) unsupported(s span, x *devices.Exception) {
-	r.u.unsupported[s] = refusal{x.Code, time.Now().Add(askAgain)}
-	r.u.version++
 }
 
 func (r *round) found(f devices.Finding) {
@@ -264,8 +239,16 @@ func (r *round) decode() {
 		}
 	}
 	r.a.Values = make([]devices.Reading, 0, len(r.g.Points))
+	if m, yes := r.moved(); yes {
+		r.refind(m)
+		return
+	}
 	for _, i := range r.g.Points {
-		p := &r.g.Device.Points[i]
+		p := &r.u.points[i]
+		if p.Table == "" {
+			r.a.Errors = append(r.a.Errors, devices.PointError{Point: p.Name, Code: "unsupported", Text: r.u.notThere(p)})
+			continue
+		}
 		raw, at, ok := r.raw(valueSpan(p))
 		if !ok {
 			r.a.Errors = append(r.a.Errors, r.whyNot(p))
@@ -281,12 +264,27 @@ func (r *round) decode() {
 			power = devices.Power(sf)
 		}
 		v, q, err := devices.DecodeScaled(p, raw, power)
+		if f := r.u.orders.look(r.g.Device, p, raw, power, v); f != nil {
+			r.found(*f)
+		}
 		if err != nil {
 			r.a.Errors = append(r.a.Errors, devices.PointError{Point: p.Name, Code: "out-of-range", Text: err.Error()})
 			continue
 		}
 		r.a.Values = append(r.a.Values, devices.Reading{Point: p.Name, Value: v, Quality: q, Off: at.Sub(r.a.At)})
 	}
+}
+
+// refind drops the values of a round in which a model was not where it was; the
+// next one looks for the models again.
+func (r *round) refind(m model) {
+	text := fmt.Sprintf("SunSpec model %d is not at holding %d any more", m.id, m.at)
+	for _, i := range r.g.Points {
+		r.a.Errors = append(r.a.Errors, devices.PointError{Point: r.u.points[i].Name, Code: "bad-frame", Text: text})
+	}
+	r.u.layout = nil
+	r.u.place()
+	r.u.version++
 }
 
 // raw finds the bytes of a span among the blocks.
@@ -326,6 +324,9 @@ func (r *round) whyNot(p *config.Point) devices.PointError {
 
 // explain says again what the unit does not have, as long as it does not.
 func (r *round) explain() {
+	if r.u.isSunSpec() && r.u.layout != nil && len(r.u.layout.models) == 0 {
+		r.found(noSunSpec())
+	}
 	var unknown, absent []span // functions, registers
 	for s, ref := range r.u.unsupported {
 		switch {
@@ -339,7 +340,7 @@ func (r *round) explain() {
 	for _, list := range [][]span{unknown, absent} {
 		if len(list) > 0 {
 			slices.SortFunc(list, func(a, b span) int { return a.from - b.from })
-			r.found(missing(list, r.u.unsupported[list[0]].code))
+			r.found(missing(list, r.u.unsupported[list[0]].code, !r.u.isSunSpec()))
 		}
 	}
 }
@@ -347,7 +348,7 @@ func (r *round) explain() {
 // wants says that a point of this round stands in s.
 func (r *round) wants(s span) bool {
 	return slices.ContainsFunc(r.g.Points, func(i int) bool {
-		p := valueSpan(&r.g.Device.Points[i])
+		p := valueSpan(&r.u.points[i])
 		return p.table == s.table && p.from < s.to && p.to > s.from
 	})
 }
@@ -364,8 +365,8 @@ func (f *field) planOf(g *devices.Group, u *unit) *plan {
 	if pl, ok := g.Plan.(*plan); ok && pl.version == u.version {
 		return pl
 	}
-	l := limitsOf(f.bus, u, f.timing, writable(u.dev))
-	all := spans(g.Device, g.Points, l)
+	l := limitsOf(f.bus, u, f.timing, f.writes)
+	all := spans(u.points, g.Points, u.headers(g.Points), l)
 	wanted := slices.DeleteFunc(slices.Clone(all), func(s span) bool { _, no := u.unsupported[s]; return no })
 	if len(wanted) == 0 && len(all) > 0 {
 		wanted = all[:1] // a unit that refuses everything still shows that it lives

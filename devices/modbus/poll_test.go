@@ -342,7 +342,7 @@ func TestWireCost(t *testing.T) {
 	bus := testBus(sim.Line{Baud: 9600, Format: "8E1"})
 	dev := testDevice(1, 0, 1, 2, 3)
 	dev.AnswerTime = 20 * time.Millisecond
-	n, each := d.Cost(bus, dev, []int{0, 1, 2, 3})
+	n, each := d.Cost(devices.Wire{Bus: bus}, dev, []int{0, 1, 2, 3})
 	// (13 + 8) characters of 11 bits, two silences of 3.5, 20 ms
 	want := 21*timingOf(bus).char + 2*timingOf(bus).gap + 20*time.Millisecond
 	if n != 1 || each != want {

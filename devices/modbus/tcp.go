@@ -32,6 +32,10 @@ type TCP struct {
 	addr string
 	dial func(context.Context) (net.Conn, error)
 	late func(unit byte, after time.Duration)
+	tap  *devices.Tap // may be nil
+
+	datagrams bool // UDP: nothing is connected, nothing can be closed by the peer
+	noIDs     bool // tests: take any answer
 
 	mu      sync.Mutex
 	conn    net.Conn
@@ -116,6 +120,9 @@ func (t *TCP) exchange(ctx context.Context, adu []byte, p patience) ([]byte, err
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
+		if t.datagrams { // nobody listens there
+			return nil, unreachable(t.addr, err)
+		}
 		if !proven {
 			if atonce++; atonce >= maxAtOnce {
 				return nil, atOnce(t.addr, err)
@@ -144,6 +151,7 @@ func (t *TCP) once(adu []byte, p patience) (ans []byte, sent bool, err error) {
 		return nil, false, fmt.Errorf("write: %w", err)
 	}
 	now := time.Now()
+	t.tap.Note(devices.Frame{At: now, Out: true, Data: frame[6:], Gap: t.gap(now), Mark: devices.MarkOK})
 	t.last = exchange{sent: now}
 	t.sent[id%sentIDs] = sentID{id, now}
 	if err := t.conn.SetReadDeadline(now.Add(p.timeout)); err != nil {
@@ -154,6 +162,7 @@ func (t *TCP) once(adu []byte, p patience) (ans []byte, sent bool, err error) {
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			t.counts.Timeouts++
+			t.tap.Note(devices.Frame{At: time.Now(), Gap: p.timeout, RTT: p.timeout, Mark: devices.MarkSilence})
 			if t.silent++; t.silent >= maxSilent || t.have > 0 { // half-open, or stuck inside a frame
 				t.hangUp()
 			}
@@ -175,6 +184,7 @@ func (t *TCP) once(adu []byte, p patience) (ans []byte, sent bool, err error) {
 			t.proven, t.silent, t.strange = true, 0, 0
 			t.counts.Good++
 			t.last.end, t.last.size = time.Now(), len(ans)
+			t.show(ans, devices.MarkOK)
 			copy(ans, adu[:2])
 			return ans, true, nil
 		}
@@ -216,11 +226,12 @@ func (t *TCP) frame() ([]byte, error) {
 // out of step, an error.
 func (t *TCP) judge(ans, req []byte, id uint16) (mine bool, err error) {
 	got := binary.BigEndian.Uint16(ans)
-	if got != id {
+	if got != id && !t.noIDs {
 		if age := id - got; uint64(age) >= t.asked {
 			return false, fmt.Errorf("%w: unknown transaction %d", devices.ErrBadFrame, got)
 		}
 		t.counts.Late++
+		t.show(ans, devices.MarkLate)
 		if s := t.sent[got%sentIDs]; s.id == got {
 			t.late(ans[6], time.Since(s.at))
 		}
@@ -228,6 +239,7 @@ func (t *TCP) judge(ans, req []byte, id uint16) (mine bool, err error) {
 	}
 	if ans[6] != req[6] {
 		t.counts.Foreign++ // the right one may follow
+		t.show(ans, devices.MarkForeign)
 		if t.strange++; t.strange >= 2 {
 			return false, fmt.Errorf("%w: unit %d answers for unit %d", devices.ErrBadFrame, ans[6], req[6])
 		}
@@ -244,4 +256,18 @@ func fits(req, ans []byte) bool {
 	// The PDU rules are those of RTU; both start at the unit, and ans lacks the check.
 	n := answerLen(req[6:], ans[6:])
 	return n == len(ans)-6+2
+}
+
+// gap is how long the connection was quiet before now.
+func (t *TCP) gap(now time.Time) time.Duration {
+	if t.last.end.IsZero() {
+		return 0
+	}
+	return max(0, now.Sub(t.last.end))
+}
+
+// show lets those who watch see an answer, from its unit on.
+func (t *TCP) show(ans []byte, mark devices.Mark) {
+	rtt := max(t.last.first.Sub(t.last.sent), 1)
+	t.tap.Note(devices.Frame{At: time.Now(), Data: ans[6:], Gap: rtt, RTT: rtt, Mark: mark})
 }

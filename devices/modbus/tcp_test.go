@@ -38,8 +38,12 @@ func onTCP(t *testing.T, cfg *config.Bus, faults sim.TCPFaults, fn func(t *testi
 			dials.Add(1)
 			near, far := net.Pipe()
 			wg.Go(func() { srv.ServeConn(ctx, far) })
+			if cfg.Protocol == "modbus-udp" {
+				return &datagrams{Conn: near}, nil
+			}
 			return near, nil
 		}, f.late)
+		tcp.datagrams = cfg.Protocol == "modbus-udp"
 		f.setLink(tcp, &tcpPackager{})
 		fn(t, f, srv, &dials)
 		f.Close()

@@ -45,8 +45,9 @@ func (s span) String() string {
 	return fmt.Sprintf("%s %d..%d", s.table, s.from, s.to-1)
 }
 
-// missing is what is said about registers that the unit does not have.
-func missing(refused []span, code byte) devices.Finding {
+// missing is what is said about registers that the unit does not have. written:
+// their addresses stand in the configuration and may be those of a list.
+func missing(refused []span, code byte, written bool) devices.Finding {
 	s := refused[0]
 	if code == exFunction {
 		text := fmt.Sprintf("it does not know function %02d (exception 1)", readFunction(s.table))
@@ -56,7 +57,7 @@ func missing(refused []span, code byte) devices.Finding {
 		return devices.Finding{Err: "illegal-function", Level: slog.LevelWarn, Text: text}
 	}
 	text := fmt.Sprintf("%s %d does not exist there (%s)", s.table, s.from, exceptionText(code))
-	if base := listBase(s.table); base > 0 && s.from >= base && s.from <= base+9998 {
+	if base := listBase(s.table); written && base > 0 && s.from >= base && s.from <= base+9998 {
 		text += fmt.Sprintf(". Lists that count from %d mean %s = %d", base, s.table, s.from-base)
 	}
 	if n := len(refused) - 1; n > 0 {

@@ -11,6 +11,7 @@ import (
 const (
 	enough       = 16 // samples before a timeout is learned
 	minTimeout   = 30 * time.Millisecond
+	minWindow    = time.Second
 	maxWindow    = 5 * time.Second
 	firstTurn    = 30 * time.Millisecond // how long a unit thinks until it is measured
 	maxGaps      = 256                   // illegal gaps of one unit; above, no more bridging there
@@ -57,13 +58,16 @@ type gap struct {
 // unit is what is known about one device on the bus.
 type unit struct {
 	dev    *config.Device
+	points []config.Point // of dev, those of SunSpec models where they really stand
+	layout *layout        // of a SunSpec device; nil: not found out yet
 	counts devices.UnitCounts
 
-	answer samples // end of the request to the first byte
-	turn   samples // the same without what the wire takes
-	p99    time.Duration
-	latest time.Duration // the longest that an answer took which nobody waited for any more
-	ta     time.Duration // median turnaround, or what the profile says
+	answer   samples // end of the request to the first byte
+	turn     samples // the same without what the wire takes
+	tooLates samples // answers that came later than twice the configured timeout
+	p99      time.Duration
+	latest   time.Duration // the longest that an answer took which nobody waited for any more
+	ta       time.Duration // median turnaround, or what the profile says
 
 	version     int // grows when plans made before are out of date
 	plannedTa   time.Duration
@@ -74,6 +78,15 @@ type unit struct {
 	best        request // the cheapest request that was ever answered
 	proven      bool    // best holds something
 	busy        []time.Time
+	orders      orders
+	mask        masking // whether it knows function 22
+	widest      int     // registers of the longest read that it ever answered
+
+	who    string // what function 0x2B said; noIdentity: nothing; "": not asked yet
+	asked  bool   // who was asked for, or need not be
+	loaded bool   // from the Memory
+	saved  known  // what the Memory has
+	noted  time.Time
 }
 
 // refusal is a lone register that the unit refused.
@@ -83,7 +96,7 @@ type refusal struct {
 }
 
 func newUnit(dev *config.Device) *unit {
-	u := &unit{dev: dev, maxRead: 125, verified: map[gap]bool{}, unsupported: map[span]refusal{}}
+	u := &unit{dev: dev, points: dev.Points, maxRead: 125, verified: map[gap]bool{}, unsupported: map[span]refusal{}, orders: orders{}, noted: time.Now()}
 	u.ta = firstTurn
 	if dev.AnswerTime > 0 {
 		u.ta = dev.AnswerTime
@@ -96,7 +109,7 @@ func newUnit(dev *config.Device) *unit {
 func (u *unit) heard(x exchange, t timing) {
 	u.counts.Heard = x.end
 	u.answer.add(x.first.Sub(x.sent))
-	u.turn.add(max(0, x.end.Sub(x.sent)-t.gap-time.Duration(x.size)*t.char))
+	u.turn.add(max(0, x.end.Sub(x.sent)-t.gap-t.frame(x.size)))
 	if n := u.answer.n; n > enough && n%8 != 0 {
 		return // sorted now and then only
 	}
@@ -137,18 +150,20 @@ func (u *unit) patience(bus *config.Bus, t timing) patience {
 
 // window is how long after a timeout an answer may still come: of a unit that
 // is not known yet anything is expected, else three times the 99th percentile,
-// and twice the latest answer that ever came.
+// and twice the latest answer that ever came. A unit that was never late can be so
+// for the first time, so that it is never less than a second; only its own blocks
+// of the same length wait for that.
 func (u *unit) window(bus *config.Bus) time.Duration {
 	most := max(maxWindow, bus.Timeout)
 	if u.answer.n < enough {
 		return most
 	}
-	return min(max(3*u.p99, 2*u.latest, bus.Timeout), most)
+	return min(max(3*u.p99, 2*u.latest, bus.Timeout, minWindow), most)
 }
 
 // probeTimeout is short for a unit whose answers are known.
 func (u *unit) probeTimeout(bus *config.Bus) time.Duration {
-	if u.answer.n == 0 {
+	if u.p99 == 0 {
 		return bus.Timeout
 	}
 	return min(bus.Timeout, max(100*time.Millisecond, 3*u.p99))

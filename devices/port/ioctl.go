@@ -96,3 +96,34 @@ func (o *Opener) latencyOf(path string) time.Duration {
 	}
 	return time.Duration(ms) * time.Millisecond
 }
+
+// serialICounter is struct serial_icounter_struct of linux/serial.h.
+type serialICounter struct {
+	cts, dsr, rng, dcd, rx, tx, frame, overrun, parity, brk, bufOverrun int32
+	reserved                                                            [9]int32
+}
+
+// LineErrors are the receive errors that the driver has counted since the port
+// was opened (TIOCGICOUNT); zero where it does not count.
+func (p *Port) LineErrors() (e LineErrors) {
+	now, ok := p.opener.lineErrors(p.lock)
+	if !ok || !p.counts {
+		return e
+	}
+	return LineErrors{Parity: now.Parity - p.before.Parity, Framing: now.Framing - p.before.Framing, Overrun: now.Overrun - p.before.Overrun}
+}
+
+// LineErrors are receive errors of a UART.
+type LineErrors struct{ Parity, Framing, Overrun uint64 }
+
+// lineErrors reads the counters of a driver; many USB adapters have none.
+func (o *Opener) lineErrors(fd int) (e LineErrors, ok bool) {
+	if o.icount != nil {
+		return o.icount()
+	}
+	var c serialICounter
+	if err := ioctl(fd, unix.TIOCGICOUNT, unsafe.Pointer(&c)); err != nil {
+		return e, false
+	}
+	return LineErrors{Parity: uint64(uint32(c.parity)), Framing: uint64(uint32(c.frame)), Overrun: uint64(uint32(c.overrun + c.bufOverrun))}, true
+}

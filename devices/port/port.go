@@ -36,6 +36,8 @@ type Port struct {
 	opener  *Opener
 	lock    int // descriptor that holds the flock, -1 when none
 	latency time.Duration
+	counts  bool       // the driver counts receive errors ...
+	before  LineErrors // ... and had so many at Open
 	timeout atomic.Int64
 	closing atomic.Bool
 
@@ -52,6 +54,7 @@ type Opener struct {
 	procDir string                                          // tests: instead of /proc
 	sysDir  string                                          // tests: instead of /sys
 	open    func(string, *serial.Mode) (serial.Port, error) // tests: instead of serial.Open
+	icount  func() (LineErrors, bool)                       // tests: instead of TIOCGICOUNT
 }
 
 func (o *Opener) proc() string {
@@ -113,6 +116,7 @@ func (o *Opener) Open(bus *config.Bus, devices int, log *slog.Logger) (*Port, er
 	keep = true
 	p := &Port{path: bus.Serial, devices: devices, opener: o, lock: helper, raw: r, latency: o.latencyOf(bus.Serial)}
 	p.timeout.Store(int64(serial.NoTimeout))
+	p.before, p.counts = o.lineErrors(helper)
 	return p, nil
 }
 

@@ -108,7 +108,7 @@ func TestPlantIsRead(t *testing.T) {
 				t.Errorf("%s is %v, want %v", what, got, want)
 			}
 		}
-		near("power of the phases", v["grid.power_l1"]+v["grid.power_l2"]+v["grid.power_l3"], v["grid.power"], 1)
+		near("power of the phases", v["grid.power_l1"]+v["grid.power_l2"]+v["grid.power_l3"], v["grid.power"], 5) // its blocks are short, as commands may come, and the power moves
 		near("import of the phases", v["grid.import_l1"]+v["grid.import_l2"]+v["grid.import_l3"], v["grid.import"], 0.01)
 		near("L1", v["grid.voltage_l1"]*v["grid.current_l1"]*v["grid.cosphi_l1"], v["grid.power_l1"], 1)
 		near("frequency", v["grid.frequency"], 50, 0.1)

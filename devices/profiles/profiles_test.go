@@ -132,8 +132,12 @@ func TestEveryProfileIsAccepted(t *testing.T) {
 			if p.Maker == "" || p.Model == "" {
 				t.Error("maker or model is missing")
 			}
-			if _, modbus := models[name]; modbus == (p.Frame != nil) || !modbus && !slices.Contains(sensors, name) {
+			_, modbus := models[name]
+			if modbus = modbus || sunspec[name] != nil; modbus == (p.Frame != nil) || !modbus && !slices.Contains(sensors, name) {
 				t.Error("it is compared with nothing: add it to models or sensors")
+			}
+			if p.Probe == nil != strings.HasPrefix(name, "relay-") { // a coil proves nothing
+				t.Error("nothing proves the model")
 			}
 			for _, pt := range p.Points {
 				if pt.Label == pt.Name || pt.Label == "" {

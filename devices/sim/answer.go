@@ -51,6 +51,10 @@ func (b *Bus) endFrameLocked(at time.Duration) {
 		think += time.Duration(b.rng.Int64N(int64(jitter)))
 	}
 	answer := u.Serve(pdu, b.start.Add(at))
+	if answer == nil {
+		b.stats.Unheard++
+		return
+	}
 	if b.rollLocked(b.faults.Except) {
 		answer = exception(pdu[0], b.faults.Code)
 	} else if b.rollLocked(f.Except) {

@@ -55,6 +55,7 @@ type Stats struct {
 //
 //	crc=5%  dead=2  dead=all  late=1200ms  busy=10%  exception=4  noise
 //	noise=00-first  double=1  silent  wrong-baud  second-master  echo
+//	lose=10%  cross-talk=10%  cut=5%
 //
 // It adds to the faults that are on.
 func (b *Bus) Inject(text string) error {
@@ -66,6 +67,12 @@ func (b *Bus) Inject(text string) error {
 	switch name {
 	case "crc":
 		f.Damage, err = share(arg, 0.05)
+	case "lose":
+		f.Lose, err = share(arg, 0.10)
+	case "cross-talk":
+		f.Foreign, err = share(arg, 0.10)
+	case "cut":
+		f.Cut, err = share(arg, 0.05)
 	case "busy":
 		f.Except, err = share(arg, 0.10)
 		f.Code = 6

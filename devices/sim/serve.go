@@ -13,10 +13,13 @@ const (
 )
 
 // Serve answers one PDU, the function code first and no check at the end. at is
-// the moment at which the registers are read.
+// the moment at which the registers are read. nil is no answer.
 func (u *Unit) Serve(pdu []byte, at time.Time) []byte {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.muteLocked(pdu) {
+		return nil
+	}
 	u.served++
 	fn := pdu[0]
 	if u.without[fn] {

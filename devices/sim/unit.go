@@ -29,6 +29,8 @@ type Unit struct {
 	fill    func(Table, uint16) (uint16, bool)
 	refuse  []refusal
 	without map[byte]bool // functions it does not know
+	silent  map[byte]bool // functions it gives no answer to
+	watch   func(pdu []byte)
 	onWrite func(Table, uint16, uint16) uint16
 	ident   []string // vendor, product code, revision; nil = no function 0x2B
 	answer  time.Duration

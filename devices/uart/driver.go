@@ -83,13 +83,13 @@ func (d *Driver) Open(ctx context.Context, w devices.Wire) (devices.Field, error
 // Cost of a talker is nothing: it sends by itself. A polled sensor costs its
 // request, its answer of unknown length, taken as 32 bytes unless the frame says
 // more, and the time it thinks.
-func (d *Driver) Cost(bus *config.Bus, dev *config.Device, _ []int) (requests int, each time.Duration) {
+func (d *Driver) Cost(w devices.Wire, dev *config.Device, _ []int) (requests int, each time.Duration) {
 	f := dev.Frame
 	if f == nil || len(f.Request) == 0 {
 		return 0, 0
 	}
 	n := len(f.Request) + max(f.Length, 32)
-	return 1, time.Duration(n)*charTime(bus) + cmp.Or(dev.AnswerTime, 20*time.Millisecond)
+	return 1, time.Duration(n)*charTime(w.Bus) + cmp.Or(dev.AnswerTime, 20*time.Millisecond)
 }
 
 // charTime is how long one character takes on a serial line; 0 on TCP.

@@ -165,6 +165,7 @@ func (f *Field) Counts() devices.Counts {
 		c.Bad += st.stream.bad
 		c.Stale += st.stream.stale
 		c.Overrun += st.stream.overrun
+		c.Skipped += st.skipped
 	}
 	return c
 }
@@ -177,25 +178,13 @@ func (f *Field) Unit(dev *config.Device) devices.UnitCounts {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	u := devices.UnitCounts{Requests: st.requests, Good: st.stream.good, Bad: st.stream.bad, Timeouts: st.timeouts, Heard: st.heard, Timeout: f.bus.Timeout}
+	u := devices.UnitCounts{Requests: st.requests, Good: st.stream.good, Bad: st.stream.bad, Timeouts: st.timeouts, Skipped: st.skipped, Heard: st.heard, Timeout: f.bus.Timeout}
 	if len(st.trips) > 0 {
 		sorted := slices.Sorted(slices.Values(st.trips))
 		u.RTT50, u.RTT95 = sorted[len(sorted)/2], sorted[len(sorted)*95/100]
 		u.Turnaround = slices.Sorted(slices.Values(st.first))[len(st.first)/2]
 	}
 	return u
-}
-
-// Skipped counts the good frames of a sensor of which a value was replaced by a
-// newer one before a poll took it.
-func (f *Field) Skipped(dev *config.Device) uint64 {
-	st := f.station(dev)
-	if st == nil {
-		return 0
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return st.skipped
 }
 
 // Close ends the reader and closes the line.

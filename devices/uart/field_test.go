@@ -162,7 +162,7 @@ func TestTalkerGivesItsNewestFrameOnce(t *testing.T) {
 		if got := text(r, a); got != "n=9" || a.At.IsZero() || time.Since(a.At) > time.Second {
 			t.Errorf("%s at %v", got, a.At)
 		}
-		if got := r.field.(*Field).Skipped(r.group.Device); got != 9 { // of 10, one read
+		if got := r.field.Unit(r.group.Device).Skipped; got != 9 { // of 10, one read
 			t.Errorf("%d frames skipped, want 9", got)
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -364,10 +364,10 @@ func TestOpenRefusesWhatMakesNoSense(t *testing.T) {
 func TestCostOfASensor(t *testing.T) {
 	talks, asked := profiled(t, "nmea-gps"), profiled(t, "winsen-mh-z19")
 	d := &Driver{}
-	if n, each := d.Cost(serial9600, talks, nil); n != 0 || each != 0 {
+	if n, each := d.Cost(devices.Wire{Bus: serial9600}, talks, nil); n != 0 || each != 0 {
 		t.Errorf("talker: %d requests, %v", n, each)
 	}
-	if n, each := d.Cost(serial9600, asked, nil); n != 1 || each < 40*time.Millisecond || each > 100*time.Millisecond {
+	if n, each := d.Cost(devices.Wire{Bus: serial9600}, asked, nil); n != 1 || each < 40*time.Millisecond || each > 100*time.Millisecond {
 		t.Errorf("polled: %d requests, %v", n, each)
 	}
 }

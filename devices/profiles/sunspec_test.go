@@ -1,0 +1,214 @@
+package profiles
+
+import (
+	"context"
+	"encoding/csv"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"busgate/config"
+	"busgate/devices"
+	"busgate/devices/modbus"
+	"busgate/devices/sim"
+)
+
+// place is a register of a SunSpec model.
+type place struct {
+	words, scale int // scale: offset of its scale factor, -1 for none
+	typ, unit    string
+	name         string
+}
+
+// sunspecModels are the registers of the models by offset: those of
+// testdata/devices.csv and of testdata/sunspec.csv.
+func sunspecModels(t *testing.T) map[int]map[int]place {
+	t.Helper()
+	out := map[int]map[int]place{}
+	for _, id := range []int{101, 103} {
+		out[id] = map[int]place{}
+		factors := map[string]int{}
+		list := rows(t)[fmt.Sprintf("SunSpec model %d", id)]
+		for _, r := range list {
+			if r.typ == "sunssf" {
+				factors[r.point] = r.addr
+			}
+		}
+		for _, r := range list {
+			p := place{r.words, -1, r.typ, r.unit, r.point}
+			if name, ok := strings.CutPrefix(r.scale, "10^"); ok {
+				p.scale = factors[name]
+			}
+			out[id][r.addr] = p
+		}
+	}
+	f, err := os.Open("testdata/sunspec.csv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	lines, err := csv.NewReader(f).ReadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range lines[1:] {
+		n := func(s string) int {
+			if s == "" {
+				return -1
+			}
+			v, err := strconv.Atoi(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+		if out[n(l[0])] == nil {
+			out[n(l[0])] = map[int]place{}
+		}
+		out[n(l[0])][n(l[1])] = place{n(l[2]), n(l[4]), l[3], l[5], l[6]}
+	}
+	// models of one family have the same registers
+	out[102], out[111], out[112], out[201], out[202], out[204] = out[103], out[113], out[113], out[203], out[203], out[203]
+	return out
+}
+
+// sunspec names the models whose every value a profile must have.
+var sunspec = map[string][]int{"sunspec-inverter": {101, 103}, "sunspec-inv-float": {113}, "sunspec-meter": {203}}
+
+func TestSunSpecProfilesMatchTheModels(t *testing.T) {
+	all := sunspecModels(t)
+	types := map[string]string{"acc32": "uint32", "enum16": "uint16", "bitfield32": "uint32"}
+	sentinels := map[string]int64{"int16": 0x8000, "uint16": 0xFFFF, "acc32": 0, "enum16": 0xFFFF, "bitfield32": 0xFFFFFFFF}
+	for name, whole := range sunspec {
+		t.Run(name, func(t *testing.T) {
+			p := parse(t, name)
+			for i := range p.Points {
+				pt := &p.Points[i]
+				for _, id := range pt.SunSpec {
+					r, ok := all[id][int(pt.Addr)]
+					if !ok {
+						t.Errorf("%s: there is no register %d in model %d", pt.Name, pt.Addr, id)
+						continue
+					}
+					typ := r.typ
+					if types[typ] != "" {
+						typ = types[typ]
+					}
+					if pt.Type != typ || config.Words(pt.Type, pt.Length) != r.words || pt.ScaleReg != r.scale || pt.Unit != r.unit {
+						t.Errorf("%s is %s of %d words, scale %d, %q; model %d has %s: %+v", pt.Name, pt.Type, config.Words(pt.Type, pt.Length), pt.ScaleReg, pt.Unit, id, r.name, r)
+					}
+					if s, has := sentinels[r.typ]; has && !slices.Equal(pt.Invalid, []int64{s}) || !has && len(pt.Invalid) > 0 {
+						t.Errorf("%s has the sentinels %v", pt.Name, pt.Invalid)
+					}
+					if (r.typ == "acc32" || r.name == "WH") != (pt.Kind == "total_increasing") {
+						t.Errorf("%s: kind %q", pt.Name, pt.Kind)
+					}
+				}
+			}
+			for _, id := range whole {
+				for off, r := range all[id] {
+					if off < 2 || r.typ == "sunssf" || slices.ContainsFunc(p.Points, func(q config.Point) bool { return int(q.Addr) == off && slices.Contains(q.SunSpec, id) }) {
+						continue
+					}
+					t.Errorf("%s of model %d is missing", r.name, id)
+				}
+			}
+			if p.Probe == nil || len(p.Probe.Words) != 2 {
+				t.Error("no probe")
+			}
+		})
+	}
+}
+
+// model makes the registers of one: offset and value in turn, everything else
+// not implemented.
+func model(all map[int]map[int]place, id, length int, set map[int]uint16) sim.SunSpecModel {
+	regs := make([]uint16, length)
+	for off, r := range all[id] {
+		for w := range r.words {
+			if i := off + w - 2; i >= 0 && i < length {
+				regs[i] = map[string]uint16{"int16": 0x8000, "sunssf": 0x8000, "acc32": 0, "string": 0, "float32": 0x7FC0}[r.typ]
+				if r.typ == "uint16" || r.typ == "enum16" || r.typ == "bitfield32" {
+					regs[i] = 0xFFFF
+				}
+			}
+		}
+	}
+	for off, v := range set {
+		regs[off-2] = v
+	}
+	return sim.SunSpecModel{ID: uint16(id), Regs: regs}
+}
+
+func float(v float32) (hi, lo uint16) {
+	b := math.Float32bits(v)
+	return uint16(b >> 16), uint16(b)
+}
+
+func TestSunSpecDevicesAreRead(t *testing.T) {
+	all := sunspecModels(t)
+	neg := func(n int16) uint16 { return uint16(n) }
+	common := model(all, 1, 66, map[int]uint16{2: 0x4672, 3: 0x6F6E, 4: 0x6975, 5: 0x7300, 18: 0x4931, 50: 0x3132, 51: 0x3334})
+	whi, wlo := float(4711.5)
+	tests := []struct {
+		profile string
+		models  []sim.SunSpecModel
+		want    string // readings that are available
+	}{
+		{"sunspec-inverter", []sim.SunSpecModel{common,
+			model(all, 103, 50, map[int]uint16{2: 215, 3: 72, 6: neg(-1), 10: 2301, 13: neg(-1), 14: neg(-25), 15: 1, 16: 5001, 17: neg(-2), 24: 0x0001, 25: 0x0000, 26: 1,
+				33: 415, 37: neg(-1), 38: 4, 40: 0, 41: 0x0082}),
+			model(all, 120, 26, map[int]uint16{3: 500, 4: 1}),
+			model(all, 160, 48, map[int]uint16{2: neg(-2), 3: neg(-1), 4: 0, 5: 0, 19: 512, 20: 4003, 21: 2049, 22: 1, 23: 2, 39: 0xFFFF})},
+			"manufacturer=Fronius model=I1 serial_number=1234 current=21.5 current_l1=7.2 voltage_l1=230.1 power=-250 frequency=50.01 energy=655360 " +
+				"temperature_cabinet=41.5 state=mppt events=dc-over-voltage, over-temperature rated_power=5000 dc1_current=5.12 dc1_voltage=400.3 dc1_power=2049 dc1_energy=65538"},
+		{"sunspec-inv-float", []sim.SunSpecModel{common, model(all, 113, 60, map[int]uint16{22: whi, 23: wlo, 48: 8, 50: 0, 51: 0})},
+			"manufacturer=Fronius model=I1 serial_number=1234 power=4711.5 state=standby events="},
+		{"sunspec-meter", []sim.SunSpecModel{common, model(all, 201, 105, map[int]uint16{2: neg(-123), 6: neg(-2), 7: 2305, 15: neg(-1), 18: neg(-280), 22: 0, 46: 0, 47: 1234, 54: 0})},
+			"manufacturer=Fronius model=I1 serial_number=1234 current=-1.23 voltage=230.5 power=-280 import=1234"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.profile, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := parse(t, tt.profile)
+				u := sim.NewUnit(1)
+				u.SetSunSpec(40000, tt.models...)
+				bus := sim.NewBus(sim.Line{Baud: 19200}, 1, u)
+				d := &modbus.Driver{OpenPort: func(context.Context, devices.Wire) (modbus.Port, error) { return bus.Open() }}
+				cfg := &config.Bus{Name: "roof", Serial: "/dev/ttyUSB0", Protocol: "modbus-rtu", Baud: 19200, DataBits: 8, Parity: 'N', StopBits: 1, Timeout: 500e6, Retries: 1, MaxRead: 125, MaxHole: 124}
+				dev := &config.Device{Name: "sun", UnitID: 1, Points: p.Points, MaxRead: 125}
+				f, err := d.Open(t.Context(), devices.Wire{Bus: cfg, Devices: []*config.Device{dev}, Log: slog.New(slog.DiscardHandler)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				g := &devices.Group{Device: dev}
+				for i := range p.Points {
+					g.Points = append(g.Points, i)
+				}
+				a, err := f.Poll(t.Context(), g, func(ctx context.Context) error { return ctx.Err() })
+				if err != nil {
+					t.Fatal(err)
+				}
+				var got []string
+				for _, r := range a.Values {
+					if r.Quality == devices.Good && !(r.Value.Kind() == devices.Text && r.Value.String() == "" && r.Point != "events") {
+						got = append(got, r.Point+"="+r.Value.String())
+					}
+				}
+				if s := strings.Join(got, " "); s != tt.want {
+					t.Errorf("got\n%s\nwant\n%s\nerrors %v", s, tt.want, a.Errors)
+				}
+				if len(a.Found) > 0 {
+					t.Errorf("found %+v", a.Found)
+				}
+			})
+		})
+	}
+}
