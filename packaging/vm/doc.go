@@ -1,0 +1,17 @@
+// Package vm holds the tests in whole virtual machines: Debian with systemd under
+// qemu's software emulation, the package installed by apt, a simulated meter on
+// an emulated FTDI adapter, clients outside on a forwarded port. They take
+// minutes to an hour, need root, Debian and some GB of disk, and are not for CI:
+//
+//	sudo BUSGATE_VM=1 go test -v -timeout 2h -run TestFirstReading ./packaging/vm
+//	sudo BUSGATE_VM=1 go test -v -timeout 2h -run TestTrouble ./packaging/vm
+//	sudo BUSGATE_VM=1 go test -v -timeout 2h -run TestPowerCuts ./packaging/vm -cuts 50
+//	sudo BUSGATE_VM=1 go test -v -timeout 2h -run TestRaspberryPi ./packaging/vm
+//
+//	meter.go    the Modbus meter
+//	disk.go     a disk with a volatile cache, which a power cut empties
+//	machine.go  one run of qemu and its console     cuts.go  power cuts
+//	assets      kernel, initramfs and root file system, by script
+//
+// All of it is in test files: nothing else may use it.
+package vm
