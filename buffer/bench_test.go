@@ -333,7 +333,7 @@ func BenchmarkDevice(b *testing.B) {
 	const commits = 1000
 	for _, n := range []int{1, 10, 100, 1000} {
 		bytesOf := func(b *testing.B, d *disk, commit func()) (bytes, flushes float64) {
-			for range 400 { // the -wal file has its size then
+			for range 1600 { // the -wal file has been through a checkpoint and has its size then
 				commit()
 			}
 			w0, f0 := d.written(b)
