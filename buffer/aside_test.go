@@ -4,6 +4,7 @@ import (
 	"errors"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -84,9 +85,10 @@ func TestNewFileFailsAfterPuttingAside(t *testing.T) {
 		clear(db[1*pageSize:][:pageSize])
 		write(t, path, db)
 		sys := quiet()
-		broken := true
+		var broken atomic.Bool
+		broken.Store(true)
 		sys.exec = func(string) error {
-			if sets, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "b.damaged-*.db")); broken && len(sets) > 0 {
+			if sets, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "b.damaged-*.db")); broken.Load() && len(sets) > 0 {
 				return errors.New("the disk says no")
 			}
 			return nil
@@ -95,7 +97,7 @@ func TestNewFileFailsAfterPuttingAside(t *testing.T) {
 		if st := s.Stats(); st.State != "read-only" {
 			t.Fatal(st.State)
 		}
-		broken = false
+		broken.Store(false)
 		time.Sleep(5 * time.Second) // the next try
 		up := consumer(t, s, "up", ConsumerOptions{Stream: "up", Window: 1024})
 		s.rescues.Wait()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -140,23 +141,23 @@ func TestAloneGuestKeepsCommandsOut(t *testing.T) {
 func TestVisitsOfABusThatIsClosed(t *testing.T) {
 	virtual(t, func(t *testing.T) {
 		p := newPlant(t, []*sim.Unit{counting(1, 0)}, meter("a", 1, time.Second, 3))
-		gone := false
+		var gone atomic.Bool
 		p.open = func() error {
-			if gone {
+			if gone.Load() {
 				return &wireTrouble{"port-missing", "there is no /dev/ttyUSB0", errors.New("ENOENT")}
 			}
 			return nil
 		}
 		p.start()
 		time.Sleep(10 * time.Second)
-		gone = true
+		gone.Store(true)
 		p.bus.Unplug()
 		time.Sleep(10 * time.Second)
 		_, err := p.fleet.Read(t.Context(), "a", nil)
 		if err == nil || !strings.HasPrefix(err.Error(), "bus meters: /dev/ttyUSB0 is gone") {
 			t.Errorf("read of a bus that is gone: %v", err)
 		}
-		gone = false
+		gone.Store(false)
 		p.bus.Replug()
 		time.Sleep(20 * time.Second)
 		if a, err := p.fleet.Read(t.Context(), "a", []int{1}); err != nil || len(a.Values) != 1 || a.Values[0].Point != "p1" {

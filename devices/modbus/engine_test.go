@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -24,11 +25,25 @@ import (
 // judge is a Sink that looks at every value: point pN of a device holds N and
 // the base of its unit.
 type judge struct {
-	mu          sync.Mutex
-	base        map[string]int
+	mu   sync.Mutex
+	base map[string]int
+	sight
+}
+
+// sight is what a judge saw.
+type sight struct {
 	rounds      map[string]int
 	last        time.Time // a round came
 	good, wrong int
+}
+
+// seen is what came so far.
+func (j *judge) seen() sight {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s := j.sight
+	s.rounds = maps.Clone(s.rounds)
+	return s
 }
 
 func (j *judge) Health(context.Context, devices.Health) {}
@@ -83,7 +98,7 @@ func engine(t *testing.T, l sim.Line, drv *Driver, units []*sim.Unit, devs []*co
 		}
 		cfg.Timeout = 150 * time.Millisecond
 		c := &config.Config{Buses: map[string]*config.Bus{"meters": cfg}, Devices: map[string]*config.Device{}}
-		j := &judge{base: map[string]int{}, rounds: map[string]int{}}
+		j := &judge{base: map[string]int{}, sight: sight{rounds: map[string]int{}}}
 		for _, d := range devs {
 			c.Devices[d.Name] = d
 			j.base[d.Name] = 1000 * int(d.UnitID)
@@ -134,14 +149,15 @@ func TestHostileBusThroughTheWholeEngine(t *testing.T) {
 				}
 				b, _ := fleet.Status()
 				c := b[0].Counts
-				t.Logf("%d polls, %d values, WRONG %d; %d late, %d timeouts, %d damaged, %d foreign", polls, j.good, j.wrong, c.Late, c.Timeouts, c.Bad, c.Foreign)
+				saw := j.seen()
+				t.Logf("%d polls, %d values, WRONG %d; %d late, %d timeouts, %d damaged, %d foreign", polls, saw.good, saw.wrong, c.Late, c.Timeouts, c.Bad, c.Foreign)
 				switch {
-				case tt.noOwed && j.wrong == 0:
+				case tt.noOwed && saw.wrong == 0:
 					t.Error("no value is wrong without the owed rule: the test tests nothing")
-				case !tt.noOwed && j.wrong > 0:
-					t.Errorf("%d values of another register", j.wrong)
-				case !tt.noOwed && (c.Late < 100 || j.good < 12000):
-					t.Errorf("%d good, %+v", j.good, c)
+				case !tt.noOwed && saw.wrong > 0:
+					t.Errorf("%d values of another register", saw.wrong)
+				case !tt.noOwed && (c.Late < 100 || saw.good < 12000):
+					t.Errorf("%d good, %+v", saw.good, c)
 				}
 			})
 		})
@@ -229,14 +245,15 @@ func TestTheEngineUsesTheWholeWire(t *testing.T) {
 			// far more than the bus can, in the first minute, before intervals are stretched
 			engine(t, l, &Driver{}, []*sim.Unit{u}, []*config.Device{asked("m", 1, time.Millisecond, first(n)...)}, func(t *testing.T, j *judge, fleet *devices.Fleet, bus *sim.Bus) {
 				time.Sleep(time.Second)
-				before, begin := j.rounds["m"], j.last
+				before := j.seen()
 				time.Sleep(20 * time.Second)
-				used := j.last.Sub(begin)
-				limit := time.Duration(j.rounds["m"]-before) * timingOf(testBus(l)).readTime("holding", n, 0)
-				ratio := float64(limit) / float64(used)
-				t.Logf("%6d baud %3d registers: %d rounds in 20 s, %.4f of the wire limit", baud, n, j.rounds["m"]-before, ratio)
-				if s := bus.Stats(); ratio < .995 || s.GapViolations+s.Collisions > 0 || j.wrong > 0 {
-					t.Errorf("ratio %.4f, %+v, %d wrong", ratio, s, j.wrong)
+				now := j.seen()
+				rounds := now.rounds["m"] - before.rounds["m"]
+				limit := time.Duration(rounds) * timingOf(testBus(l)).readTime("holding", n, 0)
+				ratio := float64(limit) / float64(now.last.Sub(before.last))
+				t.Logf("%6d baud %3d registers: %d rounds in 20 s, %.4f of the wire limit", baud, n, rounds, ratio)
+				if s := bus.Stats(); ratio < .995 || s.GapViolations+s.Collisions > 0 || now.wrong > 0 {
+					t.Errorf("ratio %.4f, %+v, %d wrong", ratio, s, now.wrong)
 				}
 			})
 		}
@@ -268,15 +285,13 @@ func TestOverloadOfOneAndAHalfIsShared(t *testing.T) {
 	}
 	engine(t, l, &Driver{}, units, devs, func(t *testing.T, j *judge, fleet *devices.Fleet, _ *sim.Bus) {
 		time.Sleep(2 * time.Minute)
-		before := map[string]int{}
-		for _, d := range devs {
-			before[d.Name] = j.rounds[d.Name]
-		}
+		before := j.seen()
 		const span = 12 * time.Minute
 		time.Sleep(span)
+		after := j.seen()
 		var shares []float64
 		for _, d := range devs {
-			shares = append(shares, float64(j.rounds[d.Name]-before[d.Name])*d.Interval.Seconds()/span.Seconds())
+			shares = append(shares, float64(after.rounds[d.Name]-before.rounds[d.Name])*d.Interval.Seconds()/span.Seconds())
 		}
 		b, _ := fleet.Status()
 		worst, best := slices.Min(shares), slices.Max(shares)
