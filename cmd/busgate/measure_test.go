@@ -161,7 +161,7 @@ func cpuTime(t *testing.T, p *process) time.Duration {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%s is gone: %v; it said:\n%s", p.name, err, strings.Join(p.lines(), "\n"))
 	}
 	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
 	ticks := 0
