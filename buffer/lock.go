@@ -9,12 +9,13 @@ import (
 	"syscall"
 )
 
-// Error names the process that has the store.
+// Error names the process that has the store and says what to do about it.
 func (e *InUseError) Error() string {
-	if e.PID == 0 {
-		return fmt.Sprintf("store %s is in use by another process", e.Path)
+	who := "another process"
+	if e.PID != 0 {
+		who = fmt.Sprintf("process %d", e.PID)
 	}
-	return fmt.Sprintf("store %s is in use by process %d", e.Path, e.PID)
+	return fmt.Sprintf("store %s is in use by %s: a store has one gateway at a time. Stop that one (sudo systemctl stop busgate), or give this one a data_dir of its own in [gateway]", e.Path, who)
 }
 
 // lock keeps a second process out of the store at path. On a file system that

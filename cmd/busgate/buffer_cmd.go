@@ -127,7 +127,7 @@ func bufferListing(ctx context.Context, e *env, f bufferFlags, c *controlClient,
 		return exitOK
 	}
 	fmt.Fprintf(e.stdout, "%s: %s messages in %s segments, %s of %s used, reserve %s\n", l.State, report.Count(l.Records), report.Count(l.Segments),
-		mib(l.UsedBytes), mib(l.FileBytes), map[bool]string{true: "kept", false: "used up"}[l.Reserve])
+		size(l.UsedBytes), size(l.FileBytes), map[bool]string{true: "kept", false: "used up"}[l.Reserve])
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "CONSUMER\tKIND\tMESSAGES\tSIZE\tOLDEST\tIN/S\tOUT/S\tDRAINED IN\tDROPPED")
 	for _, x := range l.Consumers {
@@ -145,13 +145,23 @@ func bufferListing(ctx context.Context, e *env, f bufferFlags, c *controlClient,
 		for _, n := range x.Lost {
 			lost += n
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", x.Name, x.Kind, report.Count(x.Records), mib(x.Bytes), oldest, in, out, eta, report.Count(lost))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", x.Name, x.Kind, report.Count(x.Records), size(x.Bytes), oldest, in, out, eta, report.Count(lost))
 	}
 	t.Flush()
 	return exitOK
 }
 
-func mib(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+// size is a number of bytes for people, with one digit after the point from
+// 1 KiB on.
+func size(n int64) string {
+	switch {
+	case n < 1<<10:
+		return fmt.Sprintf("%d B", n)
+	case n < 1<<20:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+}
 
 func bufferExport(ctx context.Context, e *env, f bufferFlags, c *controlClient, name string) int {
 	if f.format != "csv" && f.format != "ndjson" {
@@ -227,9 +237,7 @@ func bufferDrop(ctx context.Context, e *env, f bufferFlags, c *controlClient, na
 		if !before.IsZero() {
 			what = "what arrived before " + before.Format(time.RFC3339)
 		}
-		fmt.Fprintf(e.stderr, "drop %s that waits for %s? [y/N] ", what, name)
-		var answer string
-		if _, err := fmt.Fscanln(e.stdin, &answer); err != nil || answer != "y" && answer != "yes" {
+		if !confirmed(e, fmt.Sprintf("drop %s that waits for %s? [y/N] ", what, name)) {
 			fmt.Fprintln(e.stderr, "nothing dropped (--yes does not ask)")
 			return exitUsage
 		}
@@ -254,7 +262,7 @@ func bufferCompact(ctx context.Context, e *env, f bufferFlags, c *controlClient,
 	if f.json {
 		json.NewEncoder(e.stdout).Encode(map[string]int64{"before": res.Before, "after": res.After})
 	} else {
-		fmt.Fprintf(e.stdout, "%s before, %s now\n", mib(res.Before), mib(res.After))
+		fmt.Fprintf(e.stdout, "%s before, %s now\n", size(res.Before), size(res.After))
 	}
 	return exitOK
 }

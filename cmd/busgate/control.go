@@ -19,6 +19,7 @@ import (
 	"busgate/bridge"
 	"busgate/buffer"
 	"busgate/devices"
+	"busgate/embeddedbroker"
 )
 
 // Limits of the control socket.
@@ -39,6 +40,7 @@ type control struct {
 	rates  func() map[string]bridge.UplinkNumbers // of uplinks; nil without a daemon
 	reload func(context.Context) (string, error)  // nil without a daemon
 	fleet  *devices.Fleet                         // nil without a daemon
+	broker *embeddedbroker.Broker                 // nil without a daemon
 }
 
 // handler routes the commands.
@@ -51,6 +53,7 @@ func (c *control) handler() http.Handler {
 	mux.HandleFunc("GET /v1/buffer/check", c.check)
 	mux.HandleFunc("POST /v1/reload", c.reloaded)
 	c.busRoutes(mux)
+	c.sessionRoutes(mux)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, controlBody)
 		w.Header().Set("Busgate-Version", version)

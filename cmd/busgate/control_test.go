@@ -74,7 +74,7 @@ func TestBufferCommands(t *testing.T) {
 		{[]string{"drop", "cloud", "--all"}, exitUsage, "nothing dropped"},
 		{[]string{"drop", "cloud", "--before", "1h", "--yes"}, exitOK, "0 messages dropped"},
 		{[]string{"drop", "cloud", "--all", "--yes", "--json"}, exitOK, `{"dropped":`},
-		{[]string{"compact"}, exitOK, " MiB now\n"},
+		{[]string{"compact"}, exitOK, " KiB now\n"},
 		{[]string{"burn"}, exitUsage, "say list, export, drop, compact or check"},
 	} {
 		code, out, errs := buffer(c.args...)
@@ -136,6 +136,14 @@ func TestParseTime(t *testing.T) {
 	for _, s := range []string{"soon", "-1h", "2026-13-01"} {
 		if _, err := parseTime(s); err == nil {
 			t.Errorf("parseTime(%q) is accepted", s)
+		}
+	}
+}
+
+func TestSizeKeepsSmallOnesReadable(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1<<20 - 1: "1024.0 KiB", 1 << 20: "1.0 MiB", 3 << 29: "1536.0 MiB"} {
+		if got := size(n); got != want {
+			t.Errorf("%d bytes: %q, want %q", n, got, want)
 		}
 	}
 }

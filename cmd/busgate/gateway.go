@@ -172,7 +172,7 @@ func (g *gateway) publishAlerts(ctx context.Context) error {
 
 // serveControl makes the gateway answer commands on ln. It is called before Run.
 func (g *gateway) serveControl(ln net.Listener, reload func(context.Context) (string, error)) {
-	c := &control{store: g.store, rates: g.uplinks.rates, reload: reload, fleet: g.fleet}
+	c := &control{store: g.store, rates: g.uplinks.rates, reload: reload, fleet: g.fleet, broker: g.broker}
 	routes := c.handler()
 	counted := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/v1/buffer/") {

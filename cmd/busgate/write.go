@@ -104,9 +104,7 @@ func (f writeFlags) agreed(e *env, what string, p *config.Point, value string) (
 		fmt.Fprintln(e.stderr, "busgate write: nothing written: there is no terminal to ask; say --yes")
 		return false, exitUsage
 	}
-	fmt.Fprintf(e.stderr, "write %s to %s (%s)? [y/N] ", strings.TrimSpace(value+" "+p.Unit), what, rawText(p, value))
-	var answer string
-	if _, err := fmt.Fscanln(e.stdin, &answer); err != nil || !strings.EqualFold(answer, "y") && !strings.EqualFold(answer, "yes") {
+	if !confirmed(e, fmt.Sprintf("write %s to %s (%s)? [y/N] ", strings.TrimSpace(value+" "+p.Unit), what, rawText(p, value))) {
 		fmt.Fprintln(e.stderr, "nothing written")
 		return false, exitFailed
 	}
