@@ -58,7 +58,7 @@ var (
 func TestScanPrintsWhatItFindsAndAReadyBlock(t *testing.T) {
 	port := terminal(t, sim.NewSDM630(1, 1), sim.NewXYMD02(2, 1), sim.NewUnit(4))
 	file := mapWith(t, "")
-	code, out, errs := call(t, "scan", port, "--config", file, "--units", "1-4", "--baud", "9600", "--format", "8N1")
+	code, out, errs := call(t, "scan", port, "--config", file, "--units", "1-4", "--timeout", "1s", "--baud", "9600", "--format", "8N1")
 	if code != exitOK {
 		t.Fatalf("exit %d\n%s%s", code, out, errs)
 	}
@@ -104,7 +104,7 @@ func TestScanOfABusThatTheMapKnows(t *testing.T) {
 	port := terminal(t, sim.NewSDM630(1, 1), sim.NewXYMD02(2, 1))
 	file := mapWith(t, "[bus.meters]\nserial = \""+port+"\"\n[device.grid]\nbus = \"meters\"\nunit_id = 1\nprofile = \"eastron-sdm630\"\n"+
 		"[device.md02-2]\nbus = \"meters\"\nunit_id = 9\nprofile = \"xy-md02\"\n")
-	code, out, errs := call(t, "scan", "meters", "--config", file, "--units", "1,2", "--baud", "19200", "--format", "8E1")
+	code, out, errs := call(t, "scan", "meters", "--config", file, "--units", "1,2", "--timeout", "1s", "--baud", "19200", "--format", "8E1")
 	_, block, _ := strings.Cut(out, "\n\n")
 	want := "# add to " + file + `:
 # bus ` + "`meters`" + ` is set to 9600 8N1; what answers needs: baud = 19200, format = "8E1"
@@ -125,7 +125,7 @@ func TestScanInJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	serve(t, srv.Run)
-	code, out, errs := call(t, "scan", srv.Addr(), "--units", "1-3", "--timeout", "60ms", "--json", "--config", "/none")
+	code, out, errs := call(t, "scan", srv.Addr(), "--units", "1-3", "--timeout", "1s", "--json", "--config", "/none")
 	var got struct {
 		Wire     string
 		Complete bool
@@ -168,7 +168,7 @@ func TestScanThatIsStoppedKeepsWhatItFound(t *testing.T) {
 		}
 		return errs.Write(p)
 	})}
-	code := dispatch(ctx, e, commands(), []string{"scan", port, "--baud", "9600", "--units", "1", "--config", "/none"})
+	code := dispatch(ctx, e, commands(), []string{"scan", port, "--baud", "9600", "--units", "1", "--timeout", "5s", "--config", "/none"})
 	if code != exitStopped || !strings.Contains(out.String(), "xy-md02") || !strings.Contains(out.String(), "profile = \"xy-md02\"") {
 		t.Errorf("exit %d\n%s%s", code, &out, &errs)
 	}
@@ -193,7 +193,7 @@ func TestScanOfAPortThatIsUnplugged(t *testing.T) {
 		}
 		return out.Write(b)
 	})}
-	code := dispatch(t.Context(), e, commands(), []string{"scan", path, "--units", "1-9", "--config", "/none"})
+	code := dispatch(t.Context(), e, commands(), []string{"scan", path, "--units", "1-9", "--timeout", "5s", "--config", "/none"})
 	if code != exitFailed || !strings.HasSuffix(errs.String(), path+" is gone (unplugged, or the USB hub lost power)\n") || !strings.Contains(out.String(), `profile = "xy-md02"`) {
 		t.Errorf("exit %d\n%s%s", code, &out, &errs)
 	}
