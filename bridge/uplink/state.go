@@ -28,10 +28,10 @@ var phaseNames = [...]string{"stopped", "idle", "dialing", "refused", "waiting-c
 // String is the name of the phase, as in status and metrics.
 func (p Phase) String() string { return phaseNames[p] }
 
-// State is the phase of a link with the moment it began.
+// State is the phase of a link.
 type State struct {
 	Phase Phase
-	Since time.Time
+	Since time.Time // of Word: tries that fail do not begin an outage anew
 	Why   string // last error; "" when none since the last progress
 }
 
@@ -182,7 +182,11 @@ func (l *Link) enter(p Phase, why string) {
 		l.publishStatus()
 		return
 	}
-	l.state = State{Phase: p, Since: time.Now(), Why: why}
+	next := State{Phase: p, Since: time.Now(), Why: why}
+	if next.Word() == l.state.Word() {
+		next.Since = l.state.Since
+	}
+	l.state = next
 	l.publishStatus()
 	if l.o.Notify != nil {
 		l.o.Notify(l.state)

@@ -41,6 +41,7 @@ type control struct {
 	reload func(context.Context) (string, error)  // nil without a daemon
 	fleet  *devices.Fleet                         // nil without a daemon
 	broker *embeddedbroker.Broker                 // nil without a daemon
+	status func() gatewayStatus                   // nil without a daemon
 }
 
 // handler routes the commands.
@@ -54,6 +55,7 @@ func (c *control) handler() http.Handler {
 	mux.HandleFunc("POST /v1/reload", c.reloaded)
 	c.busRoutes(mux)
 	c.sessionRoutes(mux)
+	c.statusRoute(mux)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, controlBody)
 		w.Header().Set("Busgate-Version", version)

@@ -45,6 +45,7 @@ const (
 type gateway struct {
 	log    *slog.Logger
 	ladder *report.Ladder
+	opened time.Time
 
 	store     *buffer.Store
 	facts     *facts
@@ -75,7 +76,7 @@ type gatewayOptions struct {
 // openGateway opens everything that can fail: the store, the rooms on top of
 // it, the listeners. Nothing runs yet. Close undoes it.
 func openGateway(cfg *config.Config, log *slog.Logger, o gatewayOptions) (_ *gateway, err error) {
-	g := &gateway{log: log, ladder: report.NewLadder(log), cfg: cfg, alerts: make(chan report.Report, maxAlerts)}
+	g := &gateway{log: log, ladder: report.NewLadder(log), opened: time.Now(), cfg: cfg, alerts: make(chan report.Report, maxAlerts)}
 	defer func() {
 		if err != nil {
 			g.Close()
@@ -172,7 +173,7 @@ func (g *gateway) publishAlerts(ctx context.Context) error {
 
 // serveControl makes the gateway answer commands on ln. It is called before Run.
 func (g *gateway) serveControl(ln net.Listener, reload func(context.Context) (string, error)) {
-	c := &control{store: g.store, rates: g.uplinks.rates, reload: reload, fleet: g.fleet, broker: g.broker}
+	c := &control{store: g.store, rates: g.uplinks.rates, reload: reload, fleet: g.fleet, broker: g.broker, status: g.status}
 	routes := c.handler()
 	counted := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/v1/buffer/") {

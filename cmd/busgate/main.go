@@ -30,7 +30,7 @@ type env struct {
 
 // commands is the single source of usage, help and the tests that every command is documented.
 func commands() []command {
-	return []command{runCommand(), checkCommand(), bufferCommand(), sessionsCommand(), reloadCommand(), uplinkCommand(), passwdCommand(), demoCommand(), scanCommand(), readCommand(), writeCommand(), monitorCommand(), profilesCommand(), versionCommand()}
+	return []command{runCommand(), checkCommand(), statusCommand(), bufferCommand(), sessionsCommand(), reloadCommand(), uplinkCommand(), passwdCommand(), demoCommand(), scanCommand(), readCommand(), writeCommand(), monitorCommand(), profilesCommand(), versionCommand()}
 }
 
 func main() {
