@@ -102,6 +102,7 @@ type Point struct {
 	Scale    Decimal       `toml:"scale" default:"1"`             // value = raw * Scale + Offset
 	Offset   Decimal       `toml:"offset" default:"0"`
 	ScaleReg int           `toml:"scale_register" absent:"-1"` // address of the power of ten on the wire, -1 = none
+	Atomic   string        `toml:"atomic"`                     // points of one word are read in one request; "" = none
 	SunSpec  []int         `toml:"sunspec"`                    // nil, or the models in one of which it stands: Addr and ScaleReg count from the model's first register
 	Unit     string        `toml:"unit"`
 	Digits   int           `toml:"digits" range:"0..9" absent:"-1"` // decimals to print; -1 = as the type says
@@ -221,7 +222,8 @@ type Uplink struct {
 	Window             int           `toml:"window" default:"0" range:"0..1024"` // 0 = auto
 	WindowBytes        int64         `toml:"window_bytes" default:"256KiB" form:"size" range:"1kB..1GB"`
 	KeepAlive          time.Duration `toml:"keepalive" default:"60s" range:"5s..20m"`
-	Send               []string      `toml:"send" default:"{base}/#"` // filters, placeholders replaced
+	Congestion         string        `toml:"congestion" default:"kernel" oneof:"kernel|bbr"` // of TCP, for lossy links
+	Send               []string      `toml:"send" default:"{base}/#"`                        // filters, placeholders replaced
 	Accept             []string      `toml:"accept"`
 	LocalPrefix        string        `toml:"local_prefix"`
 	RemotePrefix       string        `toml:"remote_prefix"`

@@ -202,7 +202,7 @@ func (l *loader) devicePoints(n *node, t *deviceTable, file *profileFile) {
 	if written != nil && written.bad || n.broken("profile") {
 		return
 	}
-	in := pointContext{uart: d.Frame != nil, order: foldOrder(t.Order), interval: d.Interval, base: t.AddressBase}
+	in := pointContext{uart: d.Frame != nil, order: foldOrder(t.Order), interval: d.Interval, base: t.AddressBase, maxRead: d.MaxRead}
 	var under *node
 	if file != nil {
 		under = file.root.get("points")

@@ -317,6 +317,19 @@ remote_prefix = "{hostname}/"`)
 	checkDump(t, c)
 }
 
+func TestATemplateBesideBatchesIsTold(t *testing.T) {
+	for template, want := range map[string]string{
+		"plants/{device}":         "`topic_template` changes nothing while `encode` is \"json-batch\": the readings of all devices go in batches to busgate/plant-a/gateway/history",
+		"plants/{device}/{point}": "`encode` = \"json-batch\" does nothing beside a `topic_template` with {point}: each value goes on a topic of its own",
+	} {
+		c, problems := newLoader(testEnv("plant-a"), nil).parse("x.toml", fmt.Sprintf("[uplink.a]\naddresses = [\"mqtts://x\"]\nencode = \"json-batch\"\ntopic_template = %q\n", template))
+		i := slices.IndexFunc(problems, func(p Problem) bool { return p.Pos.Line == 4 })
+		if c == nil || i < 0 || !problems[i].Warn || problems[i].Msg != want {
+			t.Errorf("%s: %v", template, problems)
+		}
+	}
+}
+
 func TestPrintJSON(t *testing.T) {
 	var b bytes.Buffer
 	err := PrintJSON(&b, []Problem{{File: "a<b.toml", Pos: Pos{1, 2}, Len: 3, Msg: "`x`"}, {Warn: true, Len: 1, Msg: "w"}})

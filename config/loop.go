@@ -92,6 +92,11 @@ func (l *loader) template(n *node, u *Uplink) {
 		l.atVal(c, "unknown placeholder %s%s; there are %s", x, meantPlain(x, templateWords), strings.Join(templateWords, " "))
 		return
 	}
+	if u.Encode == "json-batch" && !strings.Contains(t, "{point}") {
+		l.warnVal(c, "`topic_template` changes nothing while `encode` is \"json-batch\": the readings of all devices go in batches to %s/gateway/history", l.cfg.Gateway.Base())
+	} else if u.Encode == "json-batch" {
+		l.warnVal(c, "`encode` = \"json-batch\" does nothing beside a `topic_template` with {point}: each value goes on a topic of its own")
+	}
 	l.twice(c, t)
 }
 

@@ -17,6 +17,7 @@ type pointContext struct {
 	profileBase int // what addresses written in a profile count from
 	base        int // ... and in any other file
 	known       []string
+	maxRead     int // registers in one request
 }
 
 func (in pointContext) baseOf(n *node) int {
@@ -62,6 +63,7 @@ func (f *findings) pointsIn(n *node, order []string, in pointContext) []Point {
 		f.atKey(n, "there are %d points; a device can have at most %d", len(out), maxPoints)
 	}
 	f.overlaps(n, out)
+	f.atomics(n, out, in)
 	return out
 }
 
@@ -211,7 +213,7 @@ func (f *findings) listNumber(c *node, table string, a, base int64) {
 
 // uartPlace finds where the value stands in a frame.
 func (f *findings) uartPlace(n *node, p *Point) {
-	for _, k := range slices.Concat(modbusPlaces, []string{"scale_register", "sunspec"}) {
+	for _, k := range slices.Concat(modbusPlaces, []string{"scale_register", "sunspec", "atomic"}) {
 		if c := n.get(k); c != nil {
 			f.atKey(c, "`%s` is for Modbus devices; this one has a [frame]", k)
 			return

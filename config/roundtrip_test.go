@@ -132,7 +132,7 @@ func random(rng *rand.Rand) [][]string {
 	}
 	bus := some("[bus.b]", busSchema, "serial", "tcp", "format", "ca", "cert", "key", "tls", "protocol", "pipeline")
 	tables = append(tables, append(bus, `serial = "/dev/ttyB"`, `format = "8E1"`))
-	places := slices.Concat(modbusPlaces, uartPlaces, []string{"sentence", "scale_register", "sunspec", "length", "byte", "bit", "bits", "flags", "safe", "safe_after", "pulse", "write", "kind"})
+	places := slices.Concat(modbusPlaces, uartPlaces, []string{"sentence", "scale_register", "sunspec", "atomic", "length", "byte", "bit", "bits", "flags", "safe", "safe_after", "pulse", "write", "kind"})
 	for i := range 3 {
 		d := some(fmt.Sprintf("[device.d%d]", i), deviceSchema, "bus", "unit_id", "profile", "write_fc", "max_read")
 		d = slices.DeleteFunc(d, func(s string) bool { return strings.HasPrefix(s, "serial =") || strings.HasPrefix(s, "tcp =") })

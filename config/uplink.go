@@ -79,6 +79,9 @@ func (l *loader) limits(n *node, u *Uplink) {
 	if unset("max_packet") && cl.maxPacket != 0 {
 		u.MaxPacket = cl.maxPacket
 	}
+	if u.Profile == "thingsboard" {
+		l.warnVal(n.get("profile"), "only the limits of ThingsBoard are kept: it needs rules that read the topics and payloads of busgate, which are not those of its gateways (v1/gateway/telemetry)")
+	}
 	u.Will = u.Will && !(cl.bare && unset("will"))
 	u.Retain = u.Retain && !(cl.bare && unset("retain"))
 	switch c := n.get("qos"); {

@@ -235,3 +235,58 @@ func (f *findings) overlap(n *node, a, b *Point) {
 		f.warnKey(at, "points `%s` and `%s` read the same register as %s and %s", a.Name, b.Name, a.Type, b.Type)
 	}
 }
+
+// atomics checks that the points of each atomic group can be read in one request.
+func (f *findings) atomics(n *node, points []Point, in pointContext) {
+	first := map[string]int{}
+	for i := range points {
+		p := &points[i]
+		if p.Atomic == "" {
+			continue
+		}
+		if !nameOK(p.Atomic) {
+			f.atVal(n.table[p.Name].get("atomic"), "%s", badName(p.Atomic))
+			continue
+		}
+		k, known := first[p.Atomic]
+		if !known {
+			first[p.Atomic] = i
+			continue
+		}
+		if why := apart(points[k:i+1], in.maxRead); why != "" {
+			f.atVal(n.table[p.Name].get("atomic"), "points `%s` and `%s` cannot be read in one request (atomic = %q): %s", points[k].Name, p.Name, p.Atomic, why)
+		}
+	}
+}
+
+// apart says why the last of the points does not go into one request with the
+// others of its atomic group, the first among them; "" when it does.
+func apart(points []Point, maxRead int) string {
+	a, p := &points[0], &points[len(points)-1]
+	switch {
+	case a.Table != p.Table:
+		return a.Table + " and " + p.Table + " are two tables"
+	case a.Interval != p.Interval:
+		return "their intervals are " + formatDuration(a.Interval) + " and " + formatDuration(p.Interval)
+	case !slices.Equal(a.SunSpec, p.SunSpec):
+		return "they stand in different models"
+	}
+	from, to := 65536, 0
+	for i := range points {
+		if q := &points[i]; q.Atomic == p.Atomic && q.Table == p.Table {
+			words := 1
+			if q.Table == "input" || q.Table == "holding" {
+				words = Words(q.Type, q.Length)
+			}
+			from, to = min(from, int(q.Addr)), max(to, int(q.Addr)+words)
+		}
+	}
+	most, unit := cmp.Or(maxRead, 125), "registers"
+	if p.Table == "coil" || p.Table == "discrete" {
+		most, unit = min(16*most, 2000), "bits"
+	}
+	if to-from > most {
+		return fmt.Sprintf("from %s %d on they span %d %s, at most %d are possible (max_read)", p.Table, from, to-from, unit, most)
+	}
+	return ""
+}

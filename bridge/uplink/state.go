@@ -32,7 +32,7 @@ func (p Phase) String() string { return phaseNames[p] }
 type State struct {
 	Phase Phase
 	Since time.Time // of Word: tries that fail do not begin an outage anew
-	Why   string // last error; "" when none since the last progress
+	Why   string    // last error; "" when none since the last progress
 }
 
 // Word is what the LAN topic gateway/uplink/<name> says: online, offline or
