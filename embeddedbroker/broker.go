@@ -183,11 +183,12 @@ type server struct {
 	shut bool
 }
 
-// accept takes connections until the listener is closed. Running out of file
-// descriptors is waited out; anything else ends the listener.
+// accept takes connections at their pace until the listener is closed. Running out
+// of file descriptors is waited out; anything else ends the listener.
 func (s *server) accept(l net.Listener) error {
 	wait := time.Duration(0)
 	for {
+		s.b.awaitTurn()
 		nc, err := l.Accept()
 		if err != nil {
 			if !isExhausted(err) {
@@ -212,7 +213,7 @@ func (s *server) take(nc net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.shut || !s.b.gate.enter(c) {
-		nc.Close()
+		shut(nc)
 		return
 	}
 	s.open[c] = struct{}{}

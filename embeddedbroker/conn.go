@@ -29,6 +29,7 @@ const (
 	farewellTime  = time.Second // for the last packet to leave and be read
 	receiveMax    = 1000        // announced to 5.0 clients
 	inboundAlias  = 16          // announced to 5.0 clients
+	inboundTopics = 64 << 10    // bytes of the topics behind them
 	outboundAlias = 256         // used at most, whatever the client allows
 	fullWait      = 10 * time.Second
 	fullRetry     = 200 * time.Millisecond
@@ -84,6 +85,8 @@ type conn struct {
 	topic   string    // of the last PUBLISH
 	renewed time.Time
 	aliasIn map[uint16]string
+	aliased int // bytes of the topics in it
+	toils   pace
 	pub     packet.Publish
 
 	aliasOut map[string]uint16 // guarded by the session's mutex

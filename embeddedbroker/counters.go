@@ -18,6 +18,7 @@ type counters struct {
 	withheld                      atomic.Uint64
 	slowClosed                    atomic.Uint64
 	failedLogins, refusedConnects atomic.Uint64
+	paced, slowed, refusedAliases atomic.Uint64
 	endedFull                     atomic.Uint64
 	unknownAcks                   atomic.Uint64
 	expiredSessions               atomic.Uint64

@@ -30,5 +30,6 @@
 // afterwards: connections that wait, hashing, names, topics, filters, retained
 // levels, sessions and wills have bounds (limits.go, hashing.go, subscribe.go,
 // retained.go, connect.go), and an address that runs into them has one line a
-// minute.
+// minute. What they may ask for has a pace (pace.go): a flood waits in the kernel
+// or at its own connection, and nobody else waits for it.
 package embeddedbroker

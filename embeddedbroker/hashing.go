@@ -8,19 +8,43 @@ import (
 )
 
 // Bounds of the hashing of passwords, which is the dearest thing that somebody
-// can ask for who is not authenticated.
+// can ask for who is not authenticated. It is done in slices with rests between
+// them, in which everybody else is served at once.
 const (
-	hashesAtOnce = 2
+	hashesAtOnce = 4
 	hashWait     = connectTime // for room
-	hashCooling  = 3           // times what a wrong password of a suspect cost, before the next suspect
+	hashSlice    = 512         // rounds between two rests: some 0.3 ms
+	smallSlice   = 64          // ... while wrong passwords come
+	hashRest     = time.Millisecond
+	suspectRest  = 4 * time.Millisecond
+	maxRests     = 400 // in one hash, whatever the file asks for
 )
 
 // hashing is who hashes and who waits for room. An address with wrong passwords
-// is a suspect: suspects have one place, and use it a part of the time.
+// is a suspect: suspects have one place, and long rests.
 type hashing struct {
 	busy    int
-	suspect bool // their place is taken, or cools down
+	suspect bool // their place is taken
 	queue   []*hasher
+}
+
+// rhythm is how a password is hashed: so many rounds, then a rest.
+type rhythm struct {
+	slice int
+	rest  time.Duration
+}
+
+// during is the rhythm of a hash of so many rounds.
+func (r rhythm) during(rounds int) rhythm {
+	r.slice = max(r.slice, rounds/maxRests)
+	return r
+}
+
+// pause is called after each round.
+func (r rhythm) pause(round int) {
+	if round%r.slice == 0 {
+		time.Sleep(r.rest)
+	}
 }
 
 // hasher is a connection that waits for its turn.
@@ -31,10 +55,10 @@ type hasher struct {
 }
 
 // hash runs one comparison of a password when there is room.
-func (g *gatekeeper) hash(c *conn, check func() bool) (ok bool, err error) {
+func (g *gatekeeper) hash(c *conn, check func(rhythm) bool) (ok bool, err error) {
 	g.mu.Lock()
 	a := g.guests.get(c.ip)
-	h := &hasher{c: c, suspect: a.failed >= loginFailures && time.Since(a.since) < loginWindow}
+	h := &hasher{c: c, suspect: a.failing(time.Now())}
 	g.hashing.queue = append(g.hashing.queue, h)
 	g.nextHashLocked()
 	g.mu.Unlock()
@@ -48,14 +72,21 @@ func (g *gatekeeper) hash(c *conn, check func() bool) (ok bool, err error) {
 		}
 		return false, err
 	}
-	began := time.Now()
-	ok = check()
-	if cost := time.Since(began); h.suspect && !ok {
-		time.AfterFunc(hashCooling*cost, func() { g.hashed(h) })
-		return ok, nil
+	defer g.hashed(h)
+	return check(g.rhythm(h)), nil
+}
+
+// rhythm is full speed, nearly, while nobody does wrong.
+func (g *gatekeeper) rhythm(h *hasher) rhythm {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case h.suspect:
+		return rhythm{smallSlice, suspectRest}
+	case g.wrong.failing(time.Now()):
+		return rhythm{smallSlice, hashRest}
 	}
-	g.hashed(h)
-	return ok, nil
+	return rhythm{hashSlice, hashRest}
 }
 
 // wait returns when it is the connection's turn, and an error when it is to end
@@ -72,6 +103,7 @@ func (h *hasher) wait() error {
 	defer c.mu.Unlock()
 	for !h.turn && c.kicked == nil {
 		if !time.Now().Before(until) {
+			c.b.n.refusedConnects.Add(1)
 			return refuseConnect(packet.ServerBusy, "too many passwords are to be checked")
 		}
 		c.cond.Wait()

@@ -3,7 +3,6 @@ package embeddedbroker
 import (
 	"fmt"
 	"net"
-	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,56 +12,94 @@ import (
 
 // Topics and filters may be long or deep; what they cost is bounded.
 func TestHostileTopics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, j := watched(t)
+		w := r.witness()
+		heap := heapNow()
+		deep := strings.Repeat("a/", maxLevels)
+		rejected(t, r, "a topic of too many levels", packet.BadTopic, &packet.Publish{Topic: []byte(deep), QoS: 1, PID: 1})
+		rejected(t, r, "a topic of 64 KB that is all levels", packet.BadTopic, &packet.Publish{Topic: []byte(strings.Repeat("/", 65535))})
+		old := r.connect(packet.V311, "old")
+		old.send(&packet.Publish{Topic: []byte(deep)})
+		old.ended()
+		c := r.connect(packet.V5, "c")
+		c.send(&packet.Subscribe{PID: 1, Filters: []packet.Filter{{Filter: deep + "#"}, {Filter: strings.Repeat("+/", maxLevels-1) + "#"}}})
+		if s := expect[*packet.Suback](c); s.Codes[0] != packet.BadFilter || s.Codes[1] != 0 {
+			t.Errorf("codes % x", s.Codes)
+		}
+		c.send(&packet.Unsubscribe{PID: 2, Filters: []string{strings.Repeat("+/", maxLevels-1) + "#"}})
+		expect[*packet.Unsuback](c)
+		// 100 topics of 60 KB are 6 MB: nothing of them is remembered for long.
+		long := strings.Repeat("x", 60_000)
+		for i := range 100 {
+			c.publish(n(long, i), "", 0, 0)
+		}
+		c.ping()
+		r.b.mu.Lock()
+		if n := r.b.subs.bytes; n > maxRouteBytes {
+			t.Errorf("%d bytes of topics are cached", n)
+		}
+		r.b.mu.Unlock()
+		// Retained ones of 200 levels: the levels count, not only the bytes.
+		for i := range maxRetainedNodes/maxLevels + 10 {
+			topic := n("r", i) + "/" + strings.Repeat("a/", maxLevels-2) + "x"
+			c.send(&packet.Publish{Topic: []byte(topic), Retain: true, QoS: 1, PID: 1, Payload: []byte("x")})
+			if a := c.acked(packet.PUBACK, 1); a.Code >= 0x80 && i < maxRetainedNodes/maxLevels-2 || a.Code < 0x80 && i > maxRetainedNodes/maxLevels {
+				t.Fatalf("retained %d: 0x%02X", i, a.Code)
+			}
+		}
+		if r.b.kept.nodes > maxRetainedNodes {
+			t.Errorf("%d levels are kept", r.b.kept.nodes)
+		}
+		if grown := heapNow() - heap; grown > 160<<20 {
+			t.Errorf("%d MB more are in use", grown>>20)
+		}
+		for _, m := range r.b.Retained("#") {
+			c.publish(m.Topic, "", 0, 0)
+			c.send(&packet.Publish{Topic: []byte(m.Topic), Retain: true})
+		}
+		c.ping()
+		if k := &r.b.kept; k.nodes != 0 || k.count != 0 || k.bytes != 0 {
+			t.Errorf("%d levels, %d messages, %d bytes are left", k.nodes, k.count, k.bytes)
+		}
+		if n := j.about("WARN broker: pipe"); n != 1 {
+			t.Errorf("%d lines\n%s", n, j.all())
+		}
+		r.served(w)
+	})
+}
+
+// What stands behind the topic aliases of one client is bounded in bytes; those
+// that are replaced make room.
+func TestHostileAliases(t *testing.T) {
 	r, j := watched(t)
 	w := r.witness()
-	heap := heapNow()
-	deep := strings.Repeat("a/", maxLevels)
-	rejected(t, r, "a topic of too many levels", packet.BadTopic, &packet.Publish{Topic: []byte(deep), QoS: 1, PID: 1})
-	rejected(t, r, "a topic of 64 KB that is all levels", packet.BadTopic, &packet.Publish{Topic: []byte(strings.Repeat("/", 65535))})
-	old := r.connect(packet.V311, "old")
-	old.send(&packet.Publish{Topic: []byte(deep)})
-	old.ended()
-	c := r.connect(packet.V5, "c")
-	c.send(&packet.Subscribe{PID: 1, Filters: []packet.Filter{{Filter: deep + "#"}, {Filter: strings.Repeat("+/", maxLevels-1) + "#"}}})
-	if s := expect[*packet.Suback](c); s.Codes[0] != packet.BadFilter || s.Codes[1] != 0 {
-		t.Errorf("codes % x", s.Codes)
+	set := func(c *client, alias, bytes int) {
+		c.try(&packet.Publish{Topic: []byte(strings.Repeat("x", bytes)), HasAlias: true, Alias: uint16(alias)})
 	}
-	c.send(&packet.Unsubscribe{PID: 2, Filters: []string{strings.Repeat("+/", maxLevels-1) + "#"}})
-	expect[*packet.Unsuback](c)
-	// 1000 topics of 60 KB are 60 MB: nothing of them is remembered for long.
-	long := strings.Repeat("x", 60_000)
-	for i := range 1000 {
-		c.publish(n(long, i), "", 0, 0)
-	}
-	c.ping()
-	r.b.mu.Lock()
-	if n := r.b.subs.bytes; n > maxRouteBytes {
-		t.Errorf("%d bytes of topics are cached", n)
-	}
-	r.b.mu.Unlock()
-	// Retained ones of 200 levels: the levels count, not only the bytes.
-	for i := range maxRetainedNodes/maxLevels + 10 {
-		topic := n("r", i) + "/" + strings.Repeat("a/", maxLevels-2) + "x"
-		c.send(&packet.Publish{Topic: []byte(topic), Retain: true, QoS: 1, PID: 1, Payload: []byte("x")})
-		if a := c.acked(packet.PUBACK, 1); a.Code >= 0x80 && i < maxRetainedNodes/maxLevels-2 || a.Code < 0x80 && i > maxRetainedNodes/maxLevels {
-			t.Fatalf("retained %d: 0x%02X", i, a.Code)
+	c := r.connect(packet.V5, "good")
+	for round := range 3 { // full each time
+		for a := range inboundAlias {
+			set(c, a+1, inboundTopics/inboundAlias-round)
 		}
 	}
-	if r.b.kept.nodes > maxRetainedNodes {
-		t.Errorf("%d levels are kept", r.b.kept.nodes)
-	}
-	if grown := heapNow() - heap; grown > 160<<20 {
-		t.Errorf("%d MB more are in use", grown>>20)
-	}
-	for _, m := range r.b.Retained("#") {
-		c.publish(m.Topic, "", 0, 0)
-		c.send(&packet.Publish{Topic: []byte(m.Topic), Retain: true})
-	}
 	c.ping()
-	if k := &r.b.kept; k.nodes != 0 || k.count != 0 || k.bytes != 0 {
-		t.Errorf("%d levels, %d messages, %d bytes are left", k.nodes, k.count, k.bytes)
+	c = r.connect(packet.V5, "one long")
+	set(c, 16, inboundTopics-1)
+	set(c, 16, inboundTopics-1)
+	c.ping()
+	c = r.connect(packet.V5, "bad")
+	for a := range inboundAlias {
+		set(c, a+1, 60_000)
 	}
-	if n := j.about("WARN broker: pipe"); n != 1 {
+	if d := expect[*packet.Disconnect](c); d.Code != packet.QuotaExceeded {
+		t.Errorf("code 0x%02X", d.Code)
+	}
+	c.ended()
+	if n := r.b.Stats().RefusedAliases; n != 1 {
+		t.Errorf("%d counted", n)
+	}
+	if n := j.about(`(client "bad") is cut off: topic aliases for more than 65536 bytes of topics`); n != 1 {
 		t.Errorf("%d lines\n%s", n, j.all())
 	}
 	r.served(w)
@@ -71,63 +108,63 @@ func TestHostileTopics(t *testing.T) {
 // A flood of subscriptions ends at what a session may have, and at what all may
 // have; what leaves makes room.
 func TestHostileSubscriptions(t *testing.T) {
-	r, j := watched(t)
-	w := r.witness()
-	flood := func(id string, filter func(int) string) (c *client, granted int) {
-		c = r.connect(packet.V5, id)
-		for i := range 60 {
-			s := &packet.Subscribe{PID: uint16(i + 1)}
-			for k := range 200 {
-				s.Filters = append(s.Filters, packet.Filter{Filter: filter(200*i + k)})
-			}
-			c.send(s)
-			for _, code := range expect[*packet.Suback](c).Codes {
-				switch code {
-				case 0:
-					granted++
-				case packet.QuotaExceeded:
-				default:
-					t.Fatalf("code 0x%02X", code)
+	synctest.Test(t, func(t *testing.T) {
+		r, j := watched(t)
+		w := r.witness()
+		flood := func(id string, filter func(int) string) (c *client, granted int) {
+			c = r.connect(packet.V5, id)
+			for i := range 60 {
+				s := &packet.Subscribe{PID: uint16(i + 1)}
+				for k := range 200 {
+					s.Filters = append(s.Filters, packet.Filter{Filter: filter(200*i + k)})
+				}
+				c.send(s)
+				for _, code := range expect[*packet.Suback](c).Codes {
+					switch code {
+					case 0:
+						granted++
+					case packet.QuotaExceeded:
+					default:
+						t.Fatalf("code 0x%02X", code)
+					}
 				}
 			}
+			return c, granted
 		}
-		return c, granted
-	}
-	deep := strings.Repeat("+/", maxLevels-2)
-	a, got := flood("short", func(i int) string { return n("s", i) })
-	if got != maxSubscriptions {
-		t.Errorf("%d short filters", got)
-	}
-	_, got = flood("deep", func(i int) string { return deep + n("d", i) })
-	if want := maxSessionWeight / weigh(deep+"d1"); got < want-5 || got > want+5 {
-		t.Errorf("%d deep filters, %d weigh what is allowed", got, want)
-	}
-	for i := range 6 {
-		flood(n("more", i), func(k int) string { return deep + n("d", k) })
-	}
-	r.b.mu.Lock()
-	if r.b.subs.weight > maxWeight {
-		t.Errorf("all weigh %d", r.b.subs.weight)
-	}
-	r.b.mu.Unlock()
-	if n := j.about("wants more subscriptions"); n != 1 {
-		t.Errorf("%d lines\n%s", n, j.all())
-	}
-	a.close()
-	for i := range 6 {
-		r.b.DropSession(n("more", i))
-	}
-	r.b.DropSession("deep")
-	r.served(w)
-	w.ping()
-	for r.b.Stats().Clients > 1 {
-		runtime.Gosched()
-	}
-	r.b.mu.Lock()
-	if got, want := r.b.subs.weight, weigh("witness"); got != want {
-		t.Errorf("%d of weight is left, want %d", got, want)
-	}
-	r.b.mu.Unlock()
+		deep := strings.Repeat("+/", maxLevels-2)
+		a, got := flood("short", func(i int) string { return n("s", i) })
+		if got != maxSubscriptions {
+			t.Errorf("%d short filters", got)
+		}
+		_, got = flood("deep", func(i int) string { return deep + n("d", i) })
+		if want := maxSessionWeight / weigh(deep+"d1"); got < want-5 || got > want+5 {
+			t.Errorf("%d deep filters, %d weigh what is allowed", got, want)
+		}
+		for i := range 6 {
+			flood(n("more", i), func(k int) string { return deep + n("d", k) })
+		}
+		r.b.mu.Lock()
+		if r.b.subs.weight > maxWeight {
+			t.Errorf("all weigh %d", r.b.subs.weight)
+		}
+		r.b.mu.Unlock()
+		if n := j.about("wants more subscriptions"); n != 1 {
+			t.Errorf("%d lines\n%s", n, j.all())
+		}
+		a.close()
+		for i := range 6 {
+			r.b.DropSession(n("more", i))
+		}
+		r.b.DropSession("deep")
+		r.served(w)
+		w.ping()
+		nap(2 * toilRest)
+		r.b.mu.Lock()
+		if got, want := r.b.subs.weight, weigh("witness"); got != want {
+			t.Errorf("%d of weight is left, want %d", got, want)
+		}
+		r.b.mu.Unlock()
+	})
 }
 
 // Sessions that outlive their connection are bounded; those that exist go on.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -155,7 +156,7 @@ func TestHostileSlowConnect(t *testing.T) {
 		for _, c := range slow {
 			c.ended()
 		}
-		if d := time.Since(began); d != connectTime {
+		if d := time.Since(began); d < connectTime || d > connectTime+40*acceptEvery {
 			t.Errorf("the last is closed after %v", d)
 		}
 		if n := j.about("WARN broker: 10.0.0.7 is cut off: sent no CONNECT in time"); n != 1 {
@@ -212,18 +213,19 @@ func TestHostilePasswords(t *testing.T) {
 					if n := r.waiting(); n > 2*maxBurstWaiting {
 						t.Fatalf("%s: %d wait", ip, n)
 					}
-					for _, good := range []string{"10.0.0.2", "127.0.0.1"} {
+					for _, good := range []string{"10.0.0.2", "127.0.0.2"} {
 						began := time.Now()
 						if code := r.dialFrom(packet.V5, good).login("joe", "secret"); code != 0 {
 							t.Errorf("%s: the right password gets 0x%02X", good, code)
 						}
-						if d := time.Since(began); d != 0 {
+						if d := time.Since(began); d > slowAccept {
 							t.Errorf("%s: the right password takes %v", good, d)
 						}
 					}
 				}
 			}
-			if n := j.about(ip + ` (client "x", user "u0") wrong password`); n != 1 || j.about("WARN broker: "+ip) != 1 {
+			offence := regexp.MustCompile(`WARN broker: ` + ip + ` \(client "x", user "u[0-6]"\) wrong password`) // whoever was judged first
+			if n := len(offence.FindAllString(j.all(), -1)); n != 1 || j.about("WARN broker: "+ip) != 1 {
 				t.Errorf("%d lines\n%s", n, j.all())
 			}
 		}

@@ -97,6 +97,10 @@ func (c *conn) resolve(p *packet.Publish) (string, error) {
 	if c.aliasIn == nil {
 		c.aliasIn = map[uint16]string{}
 	}
+	if c.aliased += len(p.Topic) - len(c.aliasIn[p.Alias]); c.aliased > inboundTopics {
+		c.b.n.refusedAliases.Add(1)
+		return "", &packet.Error{Code: packet.QuotaExceeded, Text: fmt.Sprintf("topic aliases for more than %d bytes of topics", inboundTopics)}
+	}
 	t := string(p.Topic)
 	c.aliasIn[p.Alias] = t
 	return t, nil
@@ -138,7 +142,10 @@ func (c *conn) onPublish(p *packet.Publish) error {
 	if p.QoS == 2 && c.repeated(p.PID) {
 		return nil
 	}
-	return c.route(p, c.message(p, topic))
+	if err := c.route(p, c.message(p, topic)); err != nil || len(topic) <= longTopic {
+		return err
+	}
+	return c.toil(time.Duration(len(topic)-longTopic) * topicToil >> 10)
 }
 
 // message copies what outlives the packet.

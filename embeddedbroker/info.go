@@ -43,6 +43,9 @@ type Stats struct {
 	RefusedReserved   uint64
 	RefusedACL        uint64
 	RefusedConnects   uint64
+	PacedConnects     uint64 // times that a connection waited for the pace of all
+	Slowed            uint64 // packets of clients that ask for too much work
+	RefusedAliases    uint64 // clients with too long topics behind their aliases
 	FailedLogins      uint64
 	Withheld          uint64 // publishes whose answer waited for room
 	SlowClosed        uint64
@@ -60,8 +63,9 @@ func (b *Broker) Stats() Stats {
 		Dropped: n.dropped.Load(), DroppedFull: n.droppedFull.Load(), DroppedLocal: n.droppedLocal.Load(),
 		Expired: n.expired.Load(), Oversize: n.oversize.Load(), RefusedFull: n.refusedFull.Load(),
 		RefusedReserved: n.refusedReserved.Load(), RefusedACL: n.refusedACL.Load(),
-		RefusedConnects: n.refusedConnects.Load(), FailedLogins: n.failedLogins.Load(),
-		Withheld: n.withheld.Load(), SlowClosed: n.slowClosed.Load(), UnknownAcks: n.unknownAcks.Load(),
+		RefusedConnects: n.refusedConnects.Load(), PacedConnects: n.paced.Load(), Slowed: n.slowed.Load(), RefusedAliases: n.refusedAliases.Load(),
+		FailedLogins: n.failedLogins.Load(),
+		Withheld:     n.withheld.Load(), SlowClosed: n.slowClosed.Load(), UnknownAcks: n.unknownAcks.Load(),
 		SessionsExpired: n.expiredSessions.Load(), SessionsEndedFull: n.endedFull.Load(),
 	}
 	b.mu.Lock()

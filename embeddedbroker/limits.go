@@ -15,8 +15,9 @@ import (
 	"busgate/embeddedbroker/packet"
 )
 
-// Limits on those who are not authenticated. The limits by address leave clients
-// of this machine out: behind a proxy or a tunnel all of them have one address.
+// Limits on those who are not authenticated. The number of connections by address
+// leaves clients of this machine out: behind a proxy or a tunnel all of them have
+// one address. Their pace (pace.go) and their waiting have bounds like any.
 const (
 	perAddress        = 50                     // connections
 	maxWaiting        = 64                     // connections without a CONNECT that was accepted; the oldest goes
@@ -40,6 +41,9 @@ type gatekeeper struct {
 	waiting list.List // of *conn without a CONNECT that was accepted, oldest first
 	near    int       // of them of this machine
 	guests  guests
+	accepts pace
+	crowd   int   // visitBurst
+	wrong   guest // failed logins of everybody
 	hashing hashing
 	lines   []string // to be logged when mu is free
 }
@@ -49,6 +53,7 @@ type guest struct {
 	key     any // netip.Addr or a user name
 	open    int
 	waiting int
+	visits  pace
 	failed  int
 	since   time.Time // of the first failure that counts
 	shut    time.Time // refused until then
@@ -87,7 +92,7 @@ func (t *guests) get(key any) *guest {
 }
 
 func newGatekeeper() *gatekeeper {
-	return &gatekeeper{}
+	return &gatekeeper{crowd: visitBurst}
 }
 
 // addressOf is the address that limits count by: IPv6 by /64, and nothing for
@@ -116,6 +121,12 @@ func (g *gatekeeper) enter(c *conn) bool {
 	c.came = now
 	g.mu.Lock()
 	defer g.unlock(c.b)
+	a := g.guests.get(c.ip)
+	if a.visits.wait(now, visitEvery, g.crowd) > 0 {
+		g.refuseLocked(c, fmt.Sprintf("opens more than %d connections a second, more are refused", time.Second/visitEvery))
+		return false
+	}
+	a.visits.take(now, visitEvery)
 	if c.local {
 		if g.near >= maxBurstWaiting {
 			g.pushOutLocked(func(o *conn) bool { return o.local })
@@ -124,7 +135,6 @@ func (g *gatekeeper) enter(c *conn) bool {
 		c.place = g.waiting.PushBack(c)
 		return true
 	}
-	a := g.guests.get(c.ip)
 	switch {
 	case now.Before(a.shut):
 		g.refuseLocked(c, "is refused for a minute after wrong passwords")
@@ -283,6 +293,7 @@ func (g *gatekeeper) mayTell(c *conn) bool {
 func (g *gatekeeper) failed(c *conn, user string) error {
 	now := time.Now()
 	g.mu.Lock()
+	g.wrong.fail(now)
 	n := max(g.guests.get(c.ip).fail(now), g.guests.get("user "+user[:min(len(user), 64)]).fail(now)) // it may be long
 	if a := g.guests.get(c.ip); !c.local && a.failed >= loginFailures {
 		a.shut = now.Add(loginWindow)
@@ -313,6 +324,11 @@ func (g *guest) fail(now time.Time) int {
 	}
 	g.failed++
 	return g.failed
+}
+
+// failing says whether the failures of the running window are too many.
+func (g *guest) failing(now time.Time) bool {
+	return g.failed >= loginFailures && now.Sub(g.since) < loginWindow
 }
 
 // succeeded forgets the failures of an address.

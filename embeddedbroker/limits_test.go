@@ -162,7 +162,7 @@ func TestLogin(t *testing.T) {
 
 func TestFailedLoginsAreSlowedAndShutOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		path := usersFile(t, "joe:"+HashPassword([]byte("secret"), HashIterations))
+		path := usersFile(t, "joe:"+HashPassword([]byte("secret"), 1)) // it takes no time
 		r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.Anonymous, c.Users = false, path })
 		for i := range loginFailures {
 			began := time.Now()
@@ -219,7 +219,7 @@ func TestConnectionLimits(t *testing.T) {
 		}
 		began = time.Now()
 		r.dialFrom(packet.V5, "10.0.0.2").ended()
-		if time.Since(began) != 0 {
+		if time.Since(began) > acceptEvery {
 			t.Error("one more of an address was let in")
 		}
 		for i := range 10 {

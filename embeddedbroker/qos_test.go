@@ -30,8 +30,9 @@ func TestIDSpaces(t *testing.T) {
 }
 
 func TestResendOrder(t *testing.T) {
-	covers(t, "5", "MQTT-3.3.1-1", "MQTT-4.3.2-3", "MQTT-4.3.3-3", "MQTT-4.4.0-1", "MQTT-4.6.0-1")
-	covers(t, "311", "MQTT-3.3.1-1", "MQTT-4.4.0-1", "MQTT-4.6.0-1")
+	covers(t, "5", "MQTT-2.2.1-4", "MQTT-3.1.2-5", "MQTT-3.3.1-1", "MQTT-4.3.2-1", "MQTT-4.3.2-3", "MQTT-4.3.3-1", "MQTT-4.3.3-3",
+		"MQTT-4.4.0-1", "MQTT-4.6.0-1")
+	covers(t, "311", "MQTT-2.3.1-4", "MQTT-3.3.1-1", "MQTT-4.3.2-1", "MQTT-4.3.3-1", "MQTT-4.4.0-1", "MQTT-4.6.0-1")
 	for _, v := range versions {
 		r := start(t, NewMemory())
 		c := r.connect(v, "c", persistent)
@@ -40,8 +41,10 @@ func TestResendOrder(t *testing.T) {
 		for i := range 20 {
 			p.publish("t", n("", i), byte(1+i%2), uint16(i+1))
 		}
-		for i := range 20 {
-			c.receive("t", n("", i))
+		for i := range 20 { // each open, each with an id of its own
+			if m := c.receive("t", n("", i)); m.Dup || m.PID != uint16(i+1) {
+				t.Fatalf("version %d message %d: dup %v id %d", v, i, m.Dup, m.PID)
+			}
 		}
 		for range 2 {
 			c.close()
@@ -83,9 +86,40 @@ func TestQos2Dup(t *testing.T) {
 	}
 }
 
+// PUBREL leaves in the order in which PUBREC came, whatever the ids say.
+func TestReleasesComeInTheOrderOfTheirReceipts(t *testing.T) {
+	covers(t, "5", "MQTT-4.6.0-4")
+	covers(t, "311", "MQTT-4.6.0-4")
+	synctest.Test(t, func(t *testing.T) {
+		for _, v := range versions {
+			f := newFaulty()
+			r := start(t, f)
+			c := r.connect(v, "c", persistent)
+			c.subscribe("t", 2)
+			p := r.connect(v, "pub")
+			for i := range 3 {
+				p.publish("t", n("", i), 2, 1)
+				c.receive("t", n("", i))
+			}
+			f.set(func(f *faulty) { f.hold = true })
+			order := []uint16{2, 3, 1}
+			for _, pid := range order {
+				c.send(&packet.Ack{Type: packet.PUBREC, PID: pid})
+			}
+			synctest.Wait()
+			c.silent() // they wait for the disk, together
+			f.set(func(f *faulty) { f.hold = false })
+			f.flush()
+			for _, pid := range order {
+				c.acked(packet.PUBREL, pid)
+			}
+			r.stop()
+		}
+	})
+}
+
 func TestReleaseIsResentInsteadOfTheMessage(t *testing.T) {
 	covers(t, "5", "MQTT-4.3.3-5", "MQTT-4.3.3-6")
-	covers(t, "311", "MQTT-4.6.0-4")
 	for _, v := range versions {
 		store := NewMemory()
 		r := start(t, store)
@@ -111,6 +145,7 @@ func TestReleaseIsResentInsteadOfTheMessage(t *testing.T) {
 			}
 		}
 		c.send(&packet.Ack{Type: packet.PUBCOMP, PID: m.PID})
+		c.ping() // it has arrived
 		c.close()
 		c = r.connect(v, "c", persistent)
 		c.take("t", "2")
@@ -186,6 +221,10 @@ func TestReceiveMaximum(t *testing.T) {
 			if len(held) == 5 {
 				c.ping()
 				c.silent() // the window is full
+				if i == 5 {
+					p.publish("t", "at once", 0, 0)
+					c.receive("t", "at once") // QoS 0 passes a full window and what waits behind it
+				}
 				m := held[0]
 				held = held[1:]
 				c.complete(m)

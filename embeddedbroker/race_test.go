@@ -149,6 +149,7 @@ var stormClients = flag.Int("storm.clients", 100, "how many clients storm at onc
 func TestStormOfClients(t *testing.T) {
 	many := *stormClients
 	r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.MaxClients = 2 * many })
+	r.b.gate.crowd = 6*many + 1 // all of them have one address
 	idle := runtime.NumGoroutine()
 	var wg sync.WaitGroup
 	for w := range many {

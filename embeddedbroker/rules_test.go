@@ -1,6 +1,7 @@
 package embeddedbroker
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -75,7 +76,7 @@ func TestRetainedIsReplacedByRetainedOnly(t *testing.T) {
 }
 
 func TestNamesAreNotNormalised(t *testing.T) {
-	covers(t, "5", "MQTT-1.5.4-3", "MQTT-4.7.3-4")
+	covers(t, "5", "MQTT-1.5.4-3", "MQTT-3.10.4-1", "MQTT-4.7.3-4")
 	covers(t, "311", "MQTT-1.5.3-3", "MQTT-4.7.3-4", "MQTT-3.10.4-1")
 	r := start(t, NewMemory())
 	for _, v := range versions {
@@ -88,6 +89,15 @@ func TestNamesAreNotNormalised(t *testing.T) {
 		c.publish("/a/b", "x", 0, 0)
 		c.ping()
 		c.silent()
+		near := []string{"a/B", "a/+", "/a/b", "\ufeffA/b", "a/b//", "#"}
+		c.send(&packet.Unsubscribe{PID: 1, Filters: near}) // like the others, and none of them
+		if u := expect[*packet.Unsuback](c); v == packet.V5 && string(u.Codes) != strings.Repeat("\x11", len(near)) {
+			t.Errorf("codes % x", u.Codes)
+		}
+		for _, f := range []string{"a/b", "a//b", "A/b", "\ufeffa/b", "a/b/"} {
+			c.publish(f, f, 0, 0)
+			c.receive(f, f)
+		}
 		c.close()
 	}
 }
@@ -186,11 +196,23 @@ func TestBegunQoS2IsCompletedAfterExpiryAndReconnect(t *testing.T) {
 func TestNothingFollowsARefusedConnectOrADisconnect(t *testing.T) {
 	covers(t, "5", "MQTT-3.1.4-6", "MQTT-3.2.2-6", "MQTT-3.14.4-1")
 	covers(t, "311", "MQTT-3.1.4-5", "MQTT-3.2.2-4")
-	r := start(t, NewMemory())
+	r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.MaxKeepAlive = time.Minute })
 	w := r.connect(packet.V5, "w")
 	w.subscribe("#", 0)
 	for _, v := range versions {
-		c := r.dial(v)
+		// There is a session, and the CONNECT that asks for it is refused.
+		c := r.connect(v, "c", persistent, keep(60))
+		c.close()
+		known := &packet.Connect{Version: v, ClientID: "c", KeepAlive: 61}
+		if v == packet.V5 {
+			known.Props = packet.Props{}.WithBytes(packet.AuthMethod, []byte("m"))
+		}
+		c = r.dial(v)
+		c.send(known)
+		if a := expect[*packet.Connack](c); a.Code == 0 || a.SessionPresent {
+			t.Errorf("version %d: %+v", v, a)
+		}
+		c = r.dial(v)
 		bad := (&packet.Connect{Version: v, ClientID: ""}).Append(nil, 0)
 		if v == packet.V5 {
 			bad = (&packet.Connect{Version: v, Props: packet.Props{}.WithBytes(packet.AuthMethod, []byte("m"))}).Append(nil, 0)
@@ -200,7 +222,7 @@ func TestNothingFollowsARefusedConnectOrADisconnect(t *testing.T) {
 			t.Errorf("version %d: %+v", v, a)
 		}
 		c.ended()
-		c = r.connect(v, "c", persistent)
+		c = r.connect(v, "c", persistent, keep(60))
 		c.raw(append((&packet.Disconnect{}).Append(nil, v), (&packet.Publish{Topic: []byte("t")}).Append(nil, v)...)...)
 		c.ended() // and no DISCONNECT for a DISCONNECT
 	}
@@ -228,6 +250,9 @@ func TestAnswersCarryTheirIDs(t *testing.T) {
 		if u := expect[*packet.Unsuback](c); u.PID != 1 {
 			t.Errorf("%+v", u)
 		}
+		c.publish("a", "gone", 0, 0) // behind one that never was
+		c.ping()
+		c.silent()
 		c.close()
 	}
 }

@@ -40,7 +40,7 @@ func (c *conn) onSubscribe(p *packet.Subscribe) error {
 	sl := c.reserve(packet.SUBACK, p.PID, 0)
 	sl.raw = raw
 	c.subscribe(asked, sl)
-	return nil
+	return c.toil(time.Duration(len(p.Filters)) * filterToil)
 }
 
 // judge makes the subscription of one filter and its code in SUBACK; nil with a
@@ -192,6 +192,13 @@ func (b *Broker) storeRetained(s *session, it *item) bool {
 
 // onUnsubscribe obeys UNSUBSCRIBE.
 func (c *conn) onUnsubscribe(p *packet.Unsubscribe) error {
+	if err := c.unsubscribe(p); err != nil {
+		return err
+	}
+	return c.toil(time.Duration(len(p.Filters)) * filterToil)
+}
+
+func (c *conn) unsubscribe(p *packet.Unsubscribe) error {
 	ack := packet.Unsuback{PID: p.PID, Codes: make([]byte, len(p.Filters))}
 	sl := c.reserve(packet.UNSUBACK, p.PID, 0)
 	b := c.b

@@ -126,6 +126,9 @@ func (w *sysWriter) values(now time.Time) {
 		{"busgate/refused_full", s.RefusedFull},
 		{"busgate/withheld", s.Withheld},
 		{"busgate/failed_logins", s.FailedLogins},
+		{"busgate/refused_connects", s.RefusedConnects},
+		{"busgate/paced_connects", s.PacedConnects},
+		{"busgate/slowed", s.Slowed},
 		{"busgate/slow_closed", s.SlowClosed},
 		{"busgate/commit_ms", uint64(w.b.rel.average.Load() / int64(time.Millisecond))},
 	} {

@@ -392,7 +392,7 @@ func TestSysIsPublishedWhenItChanges(t *testing.T) {
 			clients/expired messages/received messages/sent messages/stored messages/inflight publish/messages/received publish/messages/sent
 			publish/messages/dropped publish/bytes/received publish/bytes/sent bytes/received bytes/sent subscriptions/count
 			shared_subscriptions/count store/messages/count store/messages/bytes heap/current heap/maximum connection/cloud/state
-			busgate/refused_full busgate/withheld busgate/failed_logins busgate/slow_closed busgate/commit_ms`)
+			busgate/refused_full busgate/withheld busgate/failed_logins busgate/refused_connects busgate/paced_connects busgate/slowed busgate/slow_closed busgate/commit_ms`)
 		names = append(names, "retained messages/count")
 		for _, load := range strings.Fields("messages/received messages/sent publish/received publish/sent publish/dropped bytes/received bytes/sent connections sockets") {
 			names = append(names, "load/"+load+"/1min", "load/"+load+"/5min", "load/"+load+"/15min")

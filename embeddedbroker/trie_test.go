@@ -30,8 +30,6 @@ func naive(filter, topic string) bool {
 }
 
 func TestMatch(t *testing.T) {
-	covers(t, "5", "MQTT-4.7.2-1")
-	covers(t, "311", "MQTT-4.7.2-1")
 	for _, c := range []struct {
 		filter, topic string
 		want          bool
@@ -50,6 +48,9 @@ func TestMatch(t *testing.T) {
 
 // randomLevels makes topics and filters that meet often.
 func randomLevels(rnd *rand.Rand, filter bool) string {
+	if filter && rnd.IntN(8) == 0 {
+		return "#"
+	}
 	var out []string
 	for range 1 + rnd.IntN(4) {
 		l := []string{"a", "b", "", "$x"}[rnd.IntN(4)]
@@ -68,6 +69,8 @@ func randomLevels(rnd *rand.Rand, filter bool) string {
 }
 
 func TestTrieAgreesWithNaiveMatcher(t *testing.T) {
+	covers(t, "5", "MQTT-4.7.2-1")
+	covers(t, "311", "MQTT-4.7.2-1")
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 2))
@@ -113,6 +116,8 @@ func TestTrieAgreesWithNaiveMatcher(t *testing.T) {
 }
 
 func TestRetainedAgreesWithNaiveMatcher(t *testing.T) {
+	covers(t, "5", "MQTT-4.7.2-1")
+	covers(t, "311", "MQTT-4.7.2-1")
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 3))

@@ -2,8 +2,9 @@ package embeddedbroker
 
 import (
 	"bytes"
-	"crypto/pbkdf2"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/subtle"
 	"encoding/base64"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"busgate/embeddedbroker/packet"
 )
@@ -23,6 +25,10 @@ type Users struct {
 	byName map[string]password
 	stamp  stamp    // of the file, for the timers
 	dummy  password // hashed for names that do not exist, so that time tells nothing
+	key    [32]byte // random, of mac
+
+	mu    sync.Mutex
+	right map[string][sha256.Size]byte // mac of the password that was right, by user; as many as byName at most
 }
 
 // password is $7$iterations$salt$hash (PBKDF2-SHA512) or $6$salt$hash (SHA-512
@@ -47,7 +53,8 @@ func LoadUsers(path string) (*Users, error) {
 }
 
 func parseUsers(path string, text []byte) (*Users, error) {
-	u := &Users{byName: map[string]password{}, dummy: password{iterations: HashIterations, salt: make([]byte, 12), hash: make([]byte, 64)}}
+	u := &Users{byName: map[string]password{}, right: map[string][sha256.Size]byte{}, dummy: password{iterations: HashIterations, salt: make([]byte, 12), hash: make([]byte, 64)}}
+	rand.Read(u.key[:])
 	n := 0
 	for line := range bytes.Lines(text) {
 		n++
@@ -96,13 +103,10 @@ const HashIterations = 20_000
 // HashPassword makes what stands behind the colon of a line in a users file.
 // iterations is at least 1; mosquitto_passwd takes 101.
 func HashPassword(secret []byte, iterations int) string {
-	salt := make([]byte, 12)
-	rand.Read(salt)
-	sum, err := pbkdf2.Key(sha512.New, string(secret), salt, iterations, sha512.Size)
-	if err != nil {
-		panic("embeddedbroker: " + err.Error()) // fixed parameters of ours
-	}
-	return fmt.Sprintf("$7$%d$%s$%s", iterations, base64.StdEncoding.EncodeToString(salt), base64.StdEncoding.EncodeToString(sum))
+	p := password{iterations: iterations, salt: make([]byte, 12)}
+	rand.Read(p.salt)
+	sum := p.derive(secret, rhythm{slice: maxIterations + 1})
+	return fmt.Sprintf("$7$%d$%s$%s", iterations, base64.StdEncoding.EncodeToString(p.salt), base64.StdEncoding.EncodeToString(sum))
 }
 
 // Has says whether there is a user of that name.
@@ -113,21 +117,71 @@ func (u *Users) Has(name string) bool {
 
 // Check compares in constant time, also for a name that does not exist.
 func (u *Users) Check(name string, secret []byte) bool {
+	return u.check(name, secret, rhythm{slice: maxIterations + 1})
+}
+
+func (u *Users) check(name string, secret []byte, r rhythm) bool {
+	if u.remembers(name, secret) {
+		return true // another connection asked meanwhile
+	}
 	p, known := u.byName[name]
 	if !known {
 		p = u.dummy
 	}
-	var sum []byte
-	if p.iterations == 0 {
-		h := sha512.Sum512(append(bytes.Clone(secret), p.salt...))
-		sum = h[:]
-	} else {
-		var err error
-		if sum, err = pbkdf2.Key(sha512.New, string(secret), p.salt, p.iterations, sha512.Size); err != nil {
-			return false
-		}
+	right := subtle.ConstantTimeCompare(p.derive(secret, r), p.hash) == 1 && known
+	if right {
+		mac := u.mac(name, secret)
+		u.mu.Lock()
+		u.right[name] = mac
+		u.mu.Unlock()
 	}
-	return subtle.ConstantTimeCompare(sum, p.hash) == 1 && known
+	return right
+}
+
+// derive is the hash of a secret: SHA-512, or PBKDF2 with HMAC-SHA512 (RFC 8018,
+// 5.2), of which one block is enough. The rests are why it is not crypto/pbkdf2.
+func (p *password) derive(secret []byte, r rhythm) []byte {
+	if p.iterations == 0 {
+		sum := sha512.Sum512(append(bytes.Clone(secret), p.salt...))
+		return sum[:]
+	}
+	prf := hmac.New(sha512.New, secret)
+	prf.Write(p.salt)
+	prf.Write([]byte{0, 0, 0, 1})
+	round := prf.Sum(nil)
+	sum := bytes.Clone(round)
+	r = r.during(p.iterations)
+	for i := 1; i < p.iterations; i++ {
+		r.pause(i)
+		prf.Reset()
+		prf.Write(round)
+		round = prf.Sum(round[:0])
+		subtle.XORBytes(sum, sum, round)
+	}
+	return sum
+}
+
+// mac stands for a right password in memory: under a key of this reading
+// of the file.
+func (u *Users) mac(name string, secret []byte) (mac [sha256.Size]byte) {
+	h := hmac.New(sha256.New, u.key[:])
+	fmt.Fprintf(h, "%d:%s", len(name), name)
+	h.Write(secret)
+	h.Sum(mac[:0])
+	return mac
+}
+
+// remembers says whether this password of this user was right before. It costs
+// next to nothing, so that those who are known come back past all who guess.
+func (u *Users) remembers(name string, secret []byte) bool {
+	u.mu.Lock()
+	was, ok := u.right[name]
+	u.mu.Unlock()
+	if !ok {
+		return false
+	}
+	is := u.mac(name, secret)
+	return subtle.ConstantTimeCompare(was[:], is[:]) == 1
 }
 
 // login judges user name and password. The name in a verified certificate
@@ -145,9 +199,12 @@ func (c *conn) login(p *packet.Connect, set *settings) error {
 		return nil
 	}
 	if p.HasUser {
-		ok, err := c.b.gate.hash(c, func() bool { return set.users.Check(p.User, p.Password) })
-		if err != nil {
-			return err
+		ok := set.users.remembers(p.User, p.Password)
+		if !ok {
+			var err error
+			if ok, err = c.b.gate.hash(c, func(r rhythm) bool { return set.users.check(p.User, p.Password, r) }); err != nil {
+				return err
+			}
 		}
 		if ok {
 			c.b.gate.succeeded(c)

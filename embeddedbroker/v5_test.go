@@ -13,7 +13,7 @@ import (
 )
 
 func TestAnnounce(t *testing.T) {
-	covers(t, "5", "MQTT-3.1.2-28", "MQTT-3.1.3-7", "MQTT-3.2.2-8", "MQTT-4.12.0-6")
+	covers(t, "5", "MQTT-3.1.2-28", "MQTT-3.1.3-7", "MQTT-4.12.0-6")
 	r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.Retain = false; c.SessionExpiry = time.Hour })
 	c := r.connect(packet.V5, "", prop(packet.SessionExpiry, 0xFFFFFFFF), func(p *packet.Connect) { p.CleanStart = false })
 	want := map[byte]uint32{packet.RetainAvailable: 0, packet.MaximumPacketSize: 1 << 20, packet.ReceiveMaximum: receiveMax,
@@ -138,8 +138,11 @@ func TestNoLocalAndRetainAsPublished(t *testing.T) {
 	c.subscribe("u/#", 1)
 	other := r.connect(packet.V5, "other")
 	other.subscribeWith(nil, packet.Filter{Filter: "#", QoS: 0, RetainAsPublished: true})
-	plain := r.connect(packet.V311, "plain")
-	plain.subscribe("#", 0)
+	var plain []*client
+	for _, v := range versions {
+		plain = append(plain, r.connect(v, n("plain", int(v))))
+		plain[len(plain)-1].subscribe("#", 0)
+	}
 	c.publish("t", "own", 0, 0)
 	c.publish("u", "both", 0, 0)
 	c.receive("u", "both") // the subscription without no-local still wants it
@@ -149,8 +152,10 @@ func TestNoLocalAndRetainAsPublished(t *testing.T) {
 		if m := other.receive(w.topic, w.payload); m.Retain != (w.topic == "k") {
 			t.Errorf("%s: RETAIN %v to one that asked for it", w.topic, m.Retain)
 		}
-		if m := plain.receive(w.topic, w.payload); m.Retain {
-			t.Errorf("%s: RETAIN to an established subscription", w.topic)
+		for _, p := range plain {
+			if m := p.receive(w.topic, w.payload); m.Retain {
+				t.Errorf("%s: RETAIN to an established subscription of version %d", w.topic, p.version)
+			}
 		}
 	}
 	other.send(&packet.Publish{Topic: []byte("t"), QoS: 1, PID: 1, Payload: []byte("foreign")})
@@ -159,7 +164,7 @@ func TestNoLocalAndRetainAsPublished(t *testing.T) {
 }
 
 func TestRetainHandling(t *testing.T) {
-	covers(t, "5", "MQTT-3.3.1-9", "MQTT-3.3.1-10", "MQTT-3.3.1-11", "MQTT-3.8.4-4", "MQTT-3.10.4-1", "MQTT-3.11.3-1",
+	covers(t, "5", "MQTT-3.3.1-9", "MQTT-3.3.1-10", "MQTT-3.3.1-11", "MQTT-3.8.4-4", "MQTT-3.11.3-1",
 		"MQTT-3.11.3-2")
 	r := start(t, NewMemory())
 	p := r.connect(packet.V5, "pub")
@@ -255,6 +260,14 @@ func TestTopicAlias(t *testing.T) {
 		if m := none.receive("c", "7"); m.HasAlias {
 			t.Error("an alias for a client that takes none")
 		}
+		for a := range uint16(inboundAlias) { // all that was announced
+			p.send(&packet.Publish{Topic: []byte(n("t", int(a))), HasAlias: true, Alias: a + 1, Payload: []byte("set")})
+			none.receive(n("t", int(a)), "set")
+		}
+		for a := range uint16(inboundAlias) {
+			p.send(&packet.Publish{HasAlias: true, Alias: a + 1, Payload: []byte("used")})
+			none.receive(n("t", int(a)), "used")
+		}
 	})
 }
 
@@ -330,7 +343,7 @@ func TestProtocolErrors(t *testing.T) {
 }
 
 func TestConnectErrors(t *testing.T) {
-	covers(t, "5", "MQTT-3.1.0-1", "MQTT-3.1.2-1", "MQTT-3.1.2-2", "MQTT-3.1.4-1", "MQTT-3.2.2-7", "MQTT-3.14.0-1",
+	covers(t, "5", "MQTT-3.1.0-1", "MQTT-3.1.2-1", "MQTT-3.1.2-2", "MQTT-3.1.4-1", "MQTT-3.2.2-7", "MQTT-3.2.2-8", "MQTT-3.14.0-1",
 		"MQTT-4.12.0-1")
 	covers(t, "311", "MQTT-3.1.0-1", "MQTT-3.1.2-1", "MQTT-3.1.2-2", "MQTT-3.1.2-3", "MQTT-3.1.4-1", "MQTT-3.2.2-6",
 		"MQTT-2.2.2-2")

@@ -1,0 +1,103 @@
+package embeddedbroker
+
+import (
+	"net"
+	"time"
+)
+
+// Pace at which connections are taken. What comes faster waits in the queue of
+// the kernel (net.core.somaxconn), so that a flood of connections never takes
+// turns with the work for the clients that are there: 1000 clients that come back
+// at once are taken in two seconds.
+const (
+	acceptEvery = 2 * time.Millisecond // one connection of anybody
+	acceptBurst = 2                    // ... of which so many may come in one go
+	slowAccept  = 5 * time.Millisecond // ... while wrong passwords come: each of those costs more
+	visitEvery  = 4 * time.Millisecond
+	visitBurst  = 1000 // connections of one address in one go, and one each visitEvery; further ones are closed
+)
+
+// pace is a token bucket, kept as the time at which it is full (the generic cell
+// rate algorithm of ITU-T I.371). The zero time is a full one.
+type pace struct{ full time.Time }
+
+// wait is how long it takes until the next token is there.
+func (p *pace) wait(now time.Time, every time.Duration, burst int) time.Duration {
+	return max(0, p.full.Add(-time.Duration(burst-1)*every).Sub(now))
+}
+
+func (p *pace) take(now time.Time, every time.Duration) {
+	if p.full.Before(now) {
+		p.full = now
+	}
+	p.full = p.full.Add(every)
+}
+
+// What a client that was let in may ask for in one go, and what it then waits for
+// before its next packet is read: changes of subscriptions hold everybody up while
+// they are made, and so do topics of a length that no honest client has.
+const (
+	filterToil = time.Millisecond     // for each filter of SUBSCRIBE and UNSUBSCRIBE
+	longTopic  = 1 << 10              // bytes of a topic that are free
+	topicToil  = 4 * time.Millisecond // for each further KiB
+	toilBurst  = time.Second          // so much of it costs nothing
+	toilRest   = time.Second          // the longest wait at once
+)
+
+// toil holds the reader back after work of which there is too much. What is owed
+// beyond one rest is forgiven.
+func (c *conn) toil(cost time.Duration) error {
+	now := time.Now()
+	c.toils.take(now, cost)
+	rest := c.toils.full.Sub(now) - toilBurst
+	if rest <= 0 {
+		return nil
+	}
+	if rest > toilRest {
+		rest = toilRest
+		c.toils.full = now.Add(toilBurst + toilRest)
+	}
+	c.b.n.slowed.Add(1)
+	c.b.gate.offence(c, "is slowed: too many subscriptions or too long topics in too short a time")
+	c.idle()
+	return c.pause(rest)
+}
+
+// awaitTurn waits until a further connection may be taken, by all listeners
+// together, or the broker stops.
+func (b *Broker) awaitTurn() {
+	g := b.gate
+	for {
+		now := time.Now()
+		g.mu.Lock()
+		every := acceptEvery
+		if g.wrong.failing(now) {
+			every = slowAccept
+		}
+		d := g.accepts.wait(now, every, acceptBurst)
+		if d == 0 {
+			g.accepts.take(now, every)
+		}
+		g.mu.Unlock()
+		if d == 0 {
+			return
+		}
+		b.n.paced.Add(1)
+		t := time.NewTimer(d)
+		select {
+		case <-t.C:
+		case <-b.stop:
+			t.Stop()
+			return
+		}
+	}
+}
+
+// shut closes a connection that is refused before it said anything: with a reset,
+// so that nothing of it stays in the kernel.
+func shut(nc net.Conn) {
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		tcp.SetLinger(0)
+	}
+	nc.Close()
+}
