@@ -78,6 +78,10 @@ type Options struct {
 
 	// Numbers are the numbers of gateway/state that other rooms know.
 	Numbers func() GatewayNumbers
+
+	// Buses are what gateway/bus/<name>/stats and gateway/state tell of the buses:
+	// devices.Fleet.Status. nil: there are none.
+	Buses func() ([]devices.BusStatus, []devices.DeviceStatus)
 }
 
 // Closing is the last number that the stream of an uplink drew in an earlier boot.
@@ -103,6 +107,7 @@ type Bridge struct {
 	mono     func() time.Duration
 	tap      func(devices.Round, *embeddedbroker.Message)
 	numbers  func() GatewayNumbers
+	buses    func() ([]devices.BusStatus, []devices.DeviceStatus)
 	kept     func(filter string) []*embeddedbroker.Message
 	memory   Memory
 
@@ -135,7 +140,7 @@ type Bridge struct {
 func New(cfg *config.Config, broker Broker, o Options) (*Bridge, error) {
 	b := &Bridge{
 		log: o.Log, ladder: o.Ladder, broker: broker, base: cfg.Gateway.Base(), boot: o.Boot, version: o.Version,
-		model: o.Model, homepage: o.Homepage, closing: o.Closing, clock: o.Clock, mono: o.Mono, tap: o.Tap, numbers: o.Numbers, kept: o.Retained, memory: o.Memory,
+		model: o.Model, homepage: o.Homepage, closing: o.Closing, clock: o.Clock, mono: o.Mono, tap: o.Tap, numbers: o.Numbers, buses: o.Buses, kept: o.Retained, memory: o.Memory,
 		changed: make(chan struct{}, 1), cfg: cfg, uplinks: map[string]string{},
 	}
 	if b.log == nil {
@@ -152,6 +157,9 @@ func New(cfg *config.Config, broker Broker, o Options) (*Bridge, error) {
 	}
 	if b.numbers == nil {
 		b.numbers = func() GatewayNumbers { return GatewayNumbers{} }
+	}
+	if b.buses == nil {
+		b.buses = func() ([]devices.BusStatus, []devices.DeviceStatus) { return nil, nil }
 	}
 	b.unixMS.Store(cfg.Gateway.Time == "unix_ms")
 	b.board = newBoard(b)
@@ -267,8 +275,8 @@ func (b *Bridge) Announce() {
 	b.listen()
 }
 
-// Run works on commands, publishes gateway/state each minute and on change, and
-// tries again what the broker refused. When ctx ends it says that all is
+// Run works on commands, publishes gateway/state each minute and on change, the
+// numbers of the buses each minute, and tries again what the broker refused. When ctx ends it says that all is
 // offline, the gateway last.
 func (b *Bridge) Run(ctx context.Context, fleet Fleet) error {
 	var wg sync.WaitGroup
@@ -302,7 +310,8 @@ func (b *Bridge) Run(ctx context.Context, fleet Fleet) error {
 }
 
 // keepState publishes gateway/state until ctx ends: at once, each minute, and
-// on change, but not more than once a second.
+// on change, but not more than once a second; the numbers of the buses at once
+// and each minute.
 func (b *Bridge) keepState(ctx context.Context) {
 	minute := time.NewTicker(time.Minute)
 	defer minute.Stop()
@@ -313,6 +322,8 @@ func (b *Bridge) keepState(ctx context.Context) {
 		last = time.Now()
 		b.board.note(b.message(b.gatewayTopic(kindState), b.gatewayState(), true))
 	}
+	published := map[string]bool{}
+	b.publishBuses(published)
 	for {
 		select {
 		case <-ctx.Done():
@@ -320,6 +331,7 @@ func (b *Bridge) keepState(ctx context.Context) {
 		case <-minute.C:
 			b.board.retry()
 			say()
+			b.publishBuses(published)
 		case <-b.changed:
 			if !waiting {
 				waiting = true

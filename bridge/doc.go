@@ -3,7 +3,7 @@
 //
 //	devices.Fleet ── Take(Round) ───> state, state/<point> ──┐
 //	              ── Health ────────> status, error          ├──> Broker.Publish
-//	rooms ────────── Alert, UplinkState, Numbers ────────────┘
+//	rooms ────────── Alert, UplinkState, Numbers, Buses ─────┘
 //	Broker ── .../set, .../set/<point> ──> one lane a device ──> Fleet.Write ──> .../ack
 //	cloud  ── Down, on disk first ──────┘
 //	Broker ── .../get ──> Fleet.Refresh

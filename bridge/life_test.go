@@ -2,9 +2,11 @@ package bridge
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -238,6 +240,64 @@ func TestGatewayStateEachMinuteAndOnChange(t *testing.T) {
 	})
 }
 
+// The numbers of the buses come at the start and each minute; those of a bus that
+// a reload took away do not stay.
+func TestBusNumbersEachMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		names := []string{"meters", "relays"}
+		o := running()
+		o.Buses = func() (list []devices.BusStatus, _ []devices.DeviceStatus) {
+			mu.Lock()
+			defer mu.Unlock()
+			for _, n := range names {
+				list = append(list, devices.BusStatus{Name: n, U: .25})
+			}
+			return list, nil
+		}
+		x := start(t, testConfig(), o)
+		defer x.stop()
+		said := func() (topics []string) {
+			synctest.Wait()
+			for _, line := range x.f.take() {
+				topic, payload, _ := strings.Cut(line, " ")
+				if strings.HasPrefix(topic, "gateway/bus/") {
+					if payload == "" {
+						topic += " empty"
+					}
+					topics = append(topics, topic)
+				}
+			}
+			return topics
+		}
+		want := func(when string, topics ...string) {
+			t.Helper()
+			if got := said(); !slices.Equal(got, topics) {
+				t.Errorf("%s: %v, want %v", when, got, topics)
+			}
+		}
+		want("at the start", "gateway/bus/meters/stats", "gateway/bus/relays/stats")
+		time.Sleep(59 * time.Second)
+		want("before the minute")
+		time.Sleep(time.Second)
+		want("at the minute", "gateway/bus/meters/stats", "gateway/bus/relays/stats")
+		mu.Lock()
+		names = names[1:]
+		mu.Unlock()
+		time.Sleep(time.Minute)
+		want("without meters", "gateway/bus/relays/stats", "gateway/bus/meters/stats empty")
+		time.Sleep(time.Minute)
+		want("after that", "gateway/bus/relays/stats")
+		if m := x.f.retained["busgate/plant-a/gateway/bus/relays/stats"]; m == nil || m.QoS != 0 {
+			t.Errorf("retained, QoS 0: %+v", m)
+		}
+		var state map[string]any
+		if err := json.Unmarshal(x.f.retained["busgate/plant-a/gateway/state"].Payload, &state); err != nil || state["busy_relays"] != .25 {
+			t.Errorf("gateway/state %v, %v", state, err)
+		}
+	})
+}
+
 func TestWhatIsNotKeptIsPublishedAgain(t *testing.T) {
 	for name, set := range map[string]func(*fakeBroker, error){"refused": (*fakeBroker).full, "lost": (*fakeBroker).fails} {
 		synctestRun(t, name, func(t *testing.T) {
@@ -298,6 +358,8 @@ func TestReserved(t *testing.T) {
 		"busgate/plant-a/gateway/history":        true,
 		"busgate/plant-a/gateway/alert/x":        true,
 		"busgate/plant-a/gateway/uplink/x":       true,
+		"busgate/plant-a/gateway/bus/x/stats":    true,
+		"busgate/plant-a/grid/bus/x":             false,
 		"busgate/plant-a/gateway/uplink/x/stats": true,
 		"busgate/plant-a/grid/set":               false,
 		"busgate/plant-a/grid/set/relay1":        false,

@@ -21,8 +21,7 @@ type GatewayNumbers struct {
 	QueueOldest time.Duration // age of the oldest
 	Dropped     uint64        // messages, since the start
 	Clients     int           // connected to the broker
-	BusErrors1h uint64
-	Clock       string // ntp, rtc or unset; "" = as Options.Clock says
+	Clock       string        // ntp, rtc or unset; "" = as Options.Clock says
 }
 
 // UplinkNumbers are the payload of gateway/uplink/<name>/stats.
@@ -169,9 +168,15 @@ func (b *Bridge) gatewayState() []byte {
 	for _, name := range slices.Sorted(maps.Keys(uplinks)) {
 		o.bool("uplink_"+name, uplinks[name] != wordOffline)
 	}
+	errors := uint64(0)
+	buses, _ := b.buses()
+	for i := range buses {
+		o.float("busy_"+buses[i].Name, thousandths(buses[i].U))
+		errors += buses[i].Errors1h
+	}
 	o.int("clients", int64(n.Clients))
 	o.str("clock", n.Clock)
-	o.uint("bus_errors_1h", n.BusErrors1h)
+	o.uint("bus_errors_1h", errors)
 	return o.close()
 }
 

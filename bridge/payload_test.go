@@ -125,6 +125,30 @@ var goldens = map[string]struct {
 		topic: "gateway/uplink/cloud/stats",
 		want:  `{"queue":0,"bytes":0,"oldest":0,"in_per_s":0,"out_per_s":0,"eta":null,"sent":0,"repeated":0,"dropped":0,"last_error":""}`,
 	},
+	"gateway/bus stats": {
+		do: func(t *testing.T, b *Bridge) {
+			b.buses = func() ([]devices.BusStatus, []devices.DeviceStatus) {
+				return []devices.BusStatus{{Name: "meters", Open: true, Devices: 2, Online: 1, Err: "second-master", Text: "somebody else talks\non this bus", U: 1.2345, Stretch: 1.27268,
+						Errors1h: 31, Reopened: 2, FDHigh: 3, Queue: 4, Refused: 5, Guest: "busgate scan", Dropped: 6, SinkSlow: 7, RTT50: 27449 * time.Microsecond, RTT95: 31 * time.Millisecond,
+						Counts: devices.Counts{BytesIn: 11, BytesOut: 12, Requests: 13, Good: 14, Bad: 15, Timeouts: 16, Exceptions: 17, Late: 18, Foreign: 19, Intruders: 20, Stray: 21, Stale: 22,
+							Echo: 23, Overrun: 24, Skipped: 25, Unchecked: 26, UART: devices.UARTErrors{Parity: 27, Framing: 28, Overrun: 29}}}},
+					[]devices.DeviceStatus{{Name: "grid", Bus: "meters", Online: true, LastGood: time.Now().Add(-2140 * time.Millisecond), Rounds: 31, Failed: 32, Missed: 33, RangeErrors: 34,
+						EnumUnknown: 35, Rounded: 36, Counts: devices.UnitCounts{Requests: 37, Good: 38, Bad: 39, Timeouts: 40, Exceptions: 41, Late: 42, RTT50: 27449 * time.Microsecond,
+							RTT95: 31 * time.Millisecond, Turnaround: 5 * time.Millisecond, Timeout: 500 * time.Millisecond}},
+						{Name: "other", Bus: "relays"}, {Name: "tank", Bus: "meters", Err: "no-answer"}}
+			}
+			b.publishBuses(map[string]bool{})
+		},
+		topic: "gateway/bus/meters/stats",
+		want: `{"ts":"2026-11-21T06:01:02.123Z","open":true,"busy":1.235,"stretch":1.273,"devices":2,"online":1,"errors_1h":31,"rtt_p50":27.4,"rtt_p95":31,` +
+			`"bytes_in":11,"bytes_out":12,"requests":13,"good":14,"damaged":15,"timeouts":16,"exceptions":17,"late":18,"foreign":19,"second_master":20,"stray":21,"stale_bytes":22,` +
+			`"echo":23,"overrun_bytes":24,"frames_skipped":25,"unchecked":26,"parity_errors":27,"framing_errors":28,"kernel_overruns":29,"reopened":2,"fd_high":3,` +
+			`"commands_waiting":4,"commands_refused":5,"monitor_dropped":6,"sink_slow":7,"guest":"busgate scan","error":"second-master","text":"somebody else talks on this bus",` +
+			`"units":{"grid":{"online":true,"age":2.1,"rounds":31,"failed":32,"missed":33,"requests":37,"good":38,"damaged":39,"timeouts":40,"exceptions":41,"late":42,` +
+			`"out_of_range":34,"enum_unknown":35,"value_rounded":36,"rtt_p50":27.4,"rtt_p95":31,"turnaround":5,"timeout":500},` +
+			`"tank":{"online":false,"rounds":0,"failed":0,"missed":0,"requests":0,"good":0,"damaged":0,"timeouts":0,"exceptions":0,"late":0,` +
+			`"out_of_range":0,"enum_unknown":0,"value_rounded":0,"error":"no-answer"}}}`,
+	},
 	"ack of a bad payload": {
 		do: func(t *testing.T, b *Bridge) {
 			b.Announce()
@@ -183,7 +207,10 @@ func TestGoldenGatewayState(t *testing.T) {
 	o.Clock = func() (time.Time, bool) { return time.Date(2026, 11, 21, 6, 1, 0, 0, time.UTC), true }
 	o.Mono = func() time.Duration { return 86400 * time.Second }
 	o.Numbers = func() GatewayNumbers {
-		return GatewayNumbers{Queue: 4310, QueueBytes: 12400312, QueueOldest: 720 * time.Second, Clients: 3, Clock: "ntp", BusErrors1h: 31}
+		return GatewayNumbers{Queue: 4310, QueueBytes: 12400312, QueueOldest: 720 * time.Second, Clients: 3, Clock: "ntp"}
+	}
+	o.Buses = func() ([]devices.BusStatus, []devices.DeviceStatus) {
+		return []devices.BusStatus{{Name: "meters", U: .41234, Errors1h: 30}, {Name: "relays", U: 1.5, Errors1h: 1}}, nil
 	}
 	cfg := testConfig()
 	for _, name := range []string{"a", "b", "c"} {
@@ -196,12 +223,13 @@ func TestGoldenGatewayState(t *testing.T) {
 		b.Health(t.Context(), devices.Health{Device: name, Online: name != "fans"})
 	}
 	want := `{"ts":"2026-11-21T06:01:00.000Z","uptime":86400,"devices":6,"online":5,"queue":4310,"queue_bytes":12400312,"queue_oldest":720,` +
-		`"dropped":0,"uplink_cloud":false,"clients":3,"clock":"ntp","bus_errors_1h":31}`
+		`"dropped":0,"uplink_cloud":false,"busy_meters":0.412,"busy_relays":1.5,"clients":3,"clock":"ntp","bus_errors_1h":31}`
 	if got := string(b.gatewayState()); got != want {
 		t.Errorf("gateway/state\n  %s\nwant\n  %s", got, want)
 	}
 	b.clock = func() (time.Time, bool) { return time.Time{}, false }
 	b.numbers = func() GatewayNumbers { return GatewayNumbers{} }
+	b.buses = func() ([]devices.BusStatus, []devices.DeviceStatus) { return nil, nil }
 	want = `{"uptime":86400,"boot":"k3qz7aa-12","devices":6,"online":5,"queue":0,"queue_bytes":0,"queue_oldest":0,` +
 		`"dropped":0,"uplink_cloud":false,"clients":0,"clock":"unset","bus_errors_1h":0}`
 	if got := string(b.gatewayState()); got != want {

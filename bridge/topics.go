@@ -24,6 +24,7 @@ const gatewayDevice = "gateway"
 // Kinds that only {base}/gateway/ has.
 const (
 	kindUplink = "uplink"
+	kindBus    = "bus"
 	kindAlert  = "alert"
 	kindLoss   = "loss"
 )
@@ -68,7 +69,7 @@ func (p place) reserved() bool {
 		return !p.deep
 	case kindState:
 		return !p.deep || !strings.Contains(p.rest, "/")
-	case kindUplink, kindAlert:
+	case kindUplink, kindBus, kindAlert:
 		return p.device == gatewayDevice && p.deep
 	case kindLoss:
 		return p.device == gatewayDevice && !p.deep

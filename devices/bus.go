@@ -46,6 +46,7 @@ type bus struct {
 	tap *Tap
 
 	// the goroutine's own
+	born    time.Time // of this process
 	epoch   time.Time
 	field   Field
 	devs    []*device
@@ -55,6 +56,7 @@ type bus struct {
 	writes  int // and visits, since the last poll
 	trouble
 	evidence
+	errors   hourly
 	lendable time.Duration // bus time saved up for guests; negative: owed
 	sinkSlow uint64
 	sum      Counts // of Fields that are closed
@@ -64,7 +66,7 @@ func newBus(f *Fleet, cfg *config.Bus, devs []*config.Device) *bus {
 	b := &bus{fleet: f, name: cfg.Name, cfg: cfg, driver: f.o.Drivers[cfg.Protocol], log: f.o.Log.With("bus", cfg.Name),
 		wake: make(chan struct{}, 1), done: make(chan struct{}), asked: map[string]bool{}, tap: &Tap{}}
 	now := time.Now()
-	b.epoch, b.accrued, b.allowed = now, now, probeSaved
+	b.born, b.epoch, b.accrued, b.allowed = now, now, now, probeSaved
 	b.load = newLoad(now)
 	for _, d := range devs {
 		b.devs = append(b.devs, newDevice(b, d, now))
@@ -91,8 +93,11 @@ func (b *bus) stop() {
 }
 
 // dismiss says that the devices of a stopped bus are offline; those that stay
-// come back with the next one.
+// come back with the next one. What it was alarmed about is over.
 func (b *bus) dismiss() {
+	for _, r := range b.notes {
+		b.fleet.alarm(b.name, r, false)
+	}
 	for _, d := range b.devs {
 		if d.online {
 			d.online = false
@@ -347,6 +352,7 @@ func (c *Counts) add(d Counts) {
 	c.Exceptions += d.Exceptions
 	c.Overrun += d.Overrun
 	c.Skipped += d.Skipped
+	c.Unchecked += d.Unchecked
 	c.Intruders += d.Intruders
 	if d.Stray > 0 {
 		c.StrayByte = d.StrayByte

@@ -176,6 +176,34 @@ func TestDecode(t *testing.T) {
 	}
 }
 
+// What 64 bits cannot hold is a float, and says so.
+func TestRoundedValuesSaySo(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		p    *config.Point
+		raw  string
+		want bool
+	}{
+		{"64 bits that fit", point("uint64"), "FFFFFFFFFFFFFFFF", false},
+		{"scaled beyond", point("uint64", scale(1000, 0)), "FFFFFFFFFFFFFFFF", true},
+		{"an offset beyond", point("uint64", offset(1, 0)), "FFFFFFFFFFFFFFFF", true},
+		{"a float is what it is", point("float64"), "4415AF1D78B58C40", false},
+		{"a scaled float, too", point("float64", scale(1, -1)), "4415AF1D78B58C40", false},
+	} {
+		v, q, err := Decode(tt.p, unhex(t, tt.raw))
+		if err != nil || q != Good || v.Rounded() != tt.want {
+			t.Errorf("%s: %v %v %v, rounded %v", tt.name, v, q, err, v.Rounded())
+		}
+	}
+	v, _, _ := Decode(point("uint64", scale(1000, 0)), unhex(t, "FFFFFFFFFFFFFFFF"))
+	if !v.Equal(Float64Value(v.Float())) || string(v.AppendJSON(nil, -1)) != "1.8446744073709552e+22" {
+		t.Errorf("a rounded value is a number like others: %v", v)
+	}
+	if v, q, err := Decode(point("uint64", scale(10, 307)), unhex(t, "FFFFFFFFFFFFFFFF")); !v.IsNull() || q != NotAvailable || err != nil {
+		t.Errorf("beyond any float: %v %v %v", v, q, err)
+	}
+}
+
 func unhex(t testing.TB, s string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))

@@ -32,14 +32,16 @@ type device struct {
 	missed  uint64        // rounds not asked while resting
 	last    Answer        // of the newest failed round
 	good    time.Time     // newest answer
+	badThen uint64        // damaged answers of this wire, when that came
+	excused uint64        // of them, those that say nothing of the wiring: two devices with one number
 
 	problems map[string]problem // what is wrong now, by stable word
 	told     string             // word of the report that Health carried last
 	safes    []safe
 
-	rounds, failures, rangeErrors, enumUnknown uint64
-	lastError                                  string
-	counts                                     UnitCounts
+	rounds, failures, rangeErrors, enumUnknown, rounded uint64
+	lastError                                           string
+	counts                                              UnitCounts
 }
 
 // problem is a finding that lasts, and the group that shows it.
@@ -147,7 +149,7 @@ func (d *device) took(ctx context.Context, g *group, a Answer) {
 		return
 	}
 	now := time.Now()
-	d.failed, d.good = 0, now
+	d.failed, d.good, d.badThen = 0, now, d.bus.field.Unit(d.cfg).Bad
 	d.seq++
 	at := a.At
 	if at.IsZero() {
@@ -180,6 +182,9 @@ func (d *device) count(a Answer) {
 	for _, r := range a.Values {
 		if !r.Value.IsNumber() {
 			continue
+		}
+		if r.Value.Rounded() {
+			d.rounded++
 		}
 		if i := slices.IndexFunc(d.cfg.Points, func(p config.Point) bool { return p.Name == r.Point }); i >= 0 && len(d.cfg.Points[i].Enum) > 0 {
 			d.enumUnknown++
@@ -277,6 +282,7 @@ func (d *device) complain() (said bool) {
 		if d.bus.othersOnline(d) == 0 {
 			return false
 		}
+		d.excuse()
 		f.Err, f.Text = "double-unit", fmt.Sprintf("the answers of unit %d are damaged, those of other units are not: do two devices have unit_id %[1]d?", d.cfg.UnitID)
 	}
 	if f.Err == "no-answer" && d.heardLate() {
@@ -285,6 +291,14 @@ func (d *device) complain() (said bool) {
 	r, edge := d.fail(f)
 	d.problems[f.Err] = problem{report: r}
 	return edge
+}
+
+// excuse takes what came damaged since the last good answer from the evidence
+// against the wiring.
+func (d *device) excuse() {
+	bad := d.bus.field.Unit(d.cfg).Bad
+	d.excused += bad - d.badThen
+	d.badThen = bad
 }
 
 func (d *device) silenceText() string {

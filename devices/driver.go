@@ -158,6 +158,7 @@ type Counts struct {
 	Exceptions        uint64
 	Overrun           uint64 // bytes dropped because a buffer was full
 	Skipped           uint64 // good frames of a sensor that a newer one replaced before they were taken
+	Unchecked         uint64 // good frames of a sensor that had no check
 
 	StrayByte byte     // that stood before a frame, the newest
 	Intruders uint64   // good frames that only another master can have caused

@@ -55,7 +55,9 @@ var noteWords = []string{"second-master", "damaged", "stray-byte"}
 func (b *bus) sample(now time.Time) sample {
 	s := sample{at: now, bus: b.field.Counts(), units: make(map[string]UnitCounts, len(b.devs))}
 	for _, d := range b.devs {
-		s.units[d.cfg.Name] = b.field.Unit(d.cfg)
+		u := b.field.Unit(d.cfg)
+		u.Bad, s.bus.Bad = less(u.Bad, d.excused), less(s.bus.Bad, d.excused)
+		s.units[d.cfg.Name] = u
 	}
 	return s
 }
@@ -131,11 +133,11 @@ func (b *bus) weighDamage(ctx context.Context, hour, recent, s *sample) {
 // answers counts those between two samples. A unit whose answers are mostly
 // damaged while others' are not has a fault of its own.
 func (b *bus) answers(from, to *sample) Share {
-	all := Share{to.bus.Good - from.bus.Good, to.bus.Bad - from.bus.Bad}
+	all := Share{to.bus.Good - from.bus.Good, less(to.bus.Bad, from.bus.Bad)}
 	for _, d := range b.devs {
 		was, is := from.units[d.cfg.Name], to.units[d.cfg.Name]
-		if own := (Share{is.Good - was.Good, is.Bad - was.Bad}); own.Bad > own.Good && all.Good > own.Good {
-			all = Share{all.Good - own.Good, all.Bad - min(own.Bad, all.Bad)}
+		if own := (Share{is.Good - was.Good, less(is.Bad, was.Bad)}); own.Bad > own.Good && all.Good > own.Good {
+			all = Share{all.Good - own.Good, less(all.Bad, own.Bad)}
 		}
 	}
 	return all
@@ -149,8 +151,8 @@ func (b *bus) mostly(hour, s *sample, all Share) string {
 	if len(b.devs) > 1 {
 		for _, d := range b.devs {
 			was, is := hour.units[d.cfg.Name], s.units[d.cfg.Name]
-			own := Share{is.Good - was.Good, is.Bad - was.Bad}
-			rest := Share{all.Good - own.Good, all.Bad - own.Bad}
+			own := Share{is.Good - was.Good, less(is.Bad, was.Bad)}
+			rest := Share{less(all.Good, own.Good), less(all.Bad, own.Bad)}
 			if 2*own.Bad > all.Bad && oftener(own, rest) {
 				parts = append(parts, fmt.Sprintf("mostly unit %d", d.cfg.UnitID))
 			}
@@ -307,16 +309,19 @@ func timeText(d time.Duration) string {
 	return d.String()
 }
 
-// note puts a problem of a bus that goes on working on the ladder and, on the
-// edges, tells all devices.
+// note puts a problem of a bus that goes on working on the ladder and, when it is
+// new and on the edges, tells all devices.
 func (b *bus) note(ctx context.Context, r report.Report) {
 	r.Who = "bus " + b.name
 	said, edge := b.fleet.o.Ladder.Fail(r, slog.String("bus", b.name))
+	n := len(b.notes)
 	b.notes = append(slices.DeleteFunc(b.notes, func(n report.Report) bool { return n.Err == r.Err }), said)
+	fresh := len(b.notes) > n
 	slices.SortFunc(b.notes, func(x, y report.Report) int {
 		return slices.Index(noteWords, x.Err) - slices.Index(noteWords, y.Err)
 	})
-	if edge {
+	if edge || fresh {
+		b.fleet.alarm(b.name, said, true)
 		for _, d := range b.devs {
 			d.tell(ctx)
 		}
@@ -333,6 +338,7 @@ func (b *bus) unnote(ctx context.Context, word string) {
 	b.fleet.o.Ladder.Solve(word, "bus "+b.name, func(lasted time.Duration, _ uint64) string {
 		return solved(word) + report.Duration(lasted)
 	})
+	b.fleet.alarm(b.name, report.Report{Err: word}, false)
 	for _, d := range b.devs {
 		d.tell(ctx)
 	}
@@ -347,6 +353,9 @@ func (e *evidence) noted(least slog.Level) (report.Report, bool) {
 	}
 	return report.Report{}, false
 }
+
+// less is a - b, and 0 where b is more: what was excused later than it was counted.
+func less(a, b uint64) uint64 { return a - min(a, b) }
 
 // span is "hour", or how long it has been when that is less.
 func span(d time.Duration) string {

@@ -98,9 +98,19 @@ func TestSecondMasterIsNamed(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		contains(t, p.log(), "ERROR bus meters: somebody else talks on this bus (a request to unit 4 that is not ours). RS-485 allows one master. See who: busgate monitor meters --listen-only")
 		contains(t, p.saw(), "health a online second-master")
+		if buses, _ := p.fleet.Status(); buses[0].Err != "second-master" || buses[0].Counts.Intruders < 3 {
+			t.Errorf("status %+v", buses[0])
+		}
 		p.bus.SetFaults(sim.Faults{})
 		time.Sleep(20 * time.Minute)
 		p.stop()
+		first, last := p.alerts[0], p.alerts[len(p.alerts)-1]
+		if first.Err != "second-master" || first.Solved || !strings.HasPrefix(first.Text, "bus meters: somebody else talks on this bus (a request to unit 4") {
+			t.Errorf("alert %+v", first)
+		}
+		if !last.Solved || len(p.alerts) > 4 {
+			t.Errorf("at the end: %+v", p.alerts)
+		}
 		matches(t, p.log(), `INFO bus meters: nobody else talks on this bus any more, after .*`)
 	})
 }
@@ -130,6 +140,30 @@ func TestOwnFramesAreNoSecondMaster(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Two devices with one number talk at the same time: all that is heard of them is
+// damaged, and the others are well.
+func TestTwoDevicesWithOneNumberAreNamed(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		twin := counting(1, 0)
+		p := newPlant(t, []*sim.Unit{twin, counting(2, 0)}, meter("grid", 1, 2*time.Second, 3), meter("b", 2, 2*time.Second, 3))
+		p.start()
+		time.Sleep(time.Minute)
+		twin.SetFaults(sim.Faults{Double: true})
+		time.Sleep(5 * time.Minute)
+		contains(t, p.log(), "WARN device grid: the answers of unit 1 are damaged, those of other units are not: do two devices have unit_id 1?")
+		contains(t, p.saw(), "health grid offline double-unit")
+		without(t, p.log(), "no answer")
+		without(t, p.log(), "answers damaged in the last") // the wiring is not to blame
+		twin.SetFaults(sim.Faults{})
+		time.Sleep(5 * time.Minute)
+		p.stop()
+		matches(t, p.log(), `INFO device grid: answers again after .*`)
+		if last := p.health[len(p.health)-1]; last.Report.Err != "" {
+			t.Errorf("at the end: %+v", last)
+		}
+	})
 }
 
 func TestLateAnswersNameTheTimeout(t *testing.T) {

@@ -23,6 +23,10 @@ type Options struct {
 	Memory  Memory            // may be nil
 	Log     *slog.Logger      // nil: silent
 	Ladder  *report.Ladder    // nil: one of its own, which logs to Log
+	// Alert, when set, is told of a problem of a bus that is worth an alert of the
+	// gateway, on its edges and, with Report.Solved, when it is over. Text names the
+	// bus. It must not wait.
+	Alert func(report.Report)
 	// Clock is the wall time in UTC and whether it is known; nil: it is known and right.
 	Clock func() (wall time.Time, known bool)
 }
@@ -36,6 +40,9 @@ type Fleet struct {
 	epoch time.Time
 
 	updating sync.Mutex // one Update at a time
+
+	alarming sync.Mutex               // guards alarmed; held while Alert is told
+	alarmed  map[string]report.Report // alerts that stand, by their word and bus
 
 	mu     sync.Mutex
 	cfg    *config.Config
@@ -57,7 +64,7 @@ func New(cfg *config.Config, sink Sink, o Options) (*Fleet, error) {
 		o.Clock = func() (time.Time, bool) { return time.Now().UTC(), true }
 	}
 	f := &Fleet{sink: sink, o: o, mono: bootTime(), epoch: time.Now(), cfg: cfg,
-		buses: map[string]*bus{}, ids: map[string]*idRing{}, ended: make(chan struct{})}
+		buses: map[string]*bus{}, ids: map[string]*idRing{}, ended: make(chan struct{}), alarmed: map[string]report.Report{}}
 	wanted, err := f.check(cfg)
 	if err != nil {
 		return nil, err
@@ -224,4 +231,35 @@ func (f *Fleet) sorted() []*bus {
 		out = append(out, f.buses[name])
 	}
 	return out
+}
+
+// alarmWords are the problems of a bus that are worth an alert of the gateway.
+var alarmWords = []string{"second-master"}
+
+// alarm passes on that a problem of a bus stands, or is over. The topic of an
+// alert belongs to all buses: when one is well again another may still be not.
+func (f *Fleet) alarm(bus string, r report.Report, stands bool) {
+	if f.o.Alert == nil || !slices.Contains(alarmWords, r.Err) {
+		return
+	}
+	f.alarming.Lock()
+	defer f.alarming.Unlock()
+	key := r.Err + " " + bus
+	if stands {
+		r.Text = r.Who + ": " + r.Text
+		f.alarmed[key] = r
+		f.o.Alert(r)
+		return
+	}
+	if _, ok := f.alarmed[key]; !ok {
+		return
+	}
+	delete(f.alarmed, key)
+	for _, other := range slices.Sorted(maps.Keys(f.alarmed)) {
+		if f.alarmed[other].Err == r.Err {
+			f.o.Alert(f.alarmed[other])
+			return
+		}
+	}
+	f.o.Alert(report.Report{Err: r.Err, Level: slog.LevelInfo, Who: "bus " + bus, Solved: true})
 }

@@ -3,8 +3,10 @@ package devices_test
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -261,7 +263,7 @@ func TestLoads(t *testing.T) {
 	p := newPlant(t, nil, devs...)
 	p.cfg.Devices["off"] = meter("off", 50, time.Second, 3)
 	p.cfg.Devices["off"].Enabled = false
-	loads := devices.Loads(p.cfg, p.options().Drivers)
+	loads := devices.Loads(p.cfg, p.options().Drivers, nil)
 	if len(loads) != 1 {
 		t.Fatalf("%d loads", len(loads))
 	}
@@ -276,10 +278,48 @@ func TestLoads(t *testing.T) {
 	for _, d := range devs {
 		d.Interval = 2 * time.Second
 	}
-	l = devices.Loads(p.cfg, p.options().Drivers)[0]
+	l = devices.Loads(p.cfg, p.options().Drivers, nil)[0]
 	if want := "12 devices need 3.1 s a round on bus `meters` at 9600 baud; `m00` asks for 2 s; all intervals will be stretched x1.6"; l.Warning != want {
 		t.Errorf("warning\n%s\nwant\n%s", l.Warning, want)
 	}
+}
+
+// remembered is a Memory in a map.
+type remembered struct {
+	mu sync.Mutex
+	m  map[string][]byte
+}
+
+func (r *remembered) Load(key string) ([]byte, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.m[key], nil
+}
+
+func (r *remembered) Save(key string, v []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.m[key] = v
+}
+
+// A device that has been asked before costs what it was seen to cost.
+func TestLoadsKnowWhatWasLearned(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		slow := counting(1, 0)
+		slow.SetAnswerTime(300*time.Millisecond, 0)
+		p := newPlant(t, []*sim.Unit{slow}, meter("grid", 1, time.Second, 3))
+		o, mem := p.options(), &remembered{m: map[string][]byte{}}
+		o.Memory = mem
+		before := devices.Loads(p.cfg, o.Drivers, mem)[0].U
+		p.startWith(o)
+		time.Sleep(5 * time.Minute)
+		buses, _ := p.fleet.Status()
+		p.stop()
+		after := devices.Loads(p.cfg, o.Drivers, mem)[0].U
+		if seen := buses[0].U; before > .1 || math.Abs(after-seen) > .02 {
+			t.Errorf("U %.3f before anything is known, %.3f after; the bus itself needs %.3f", before, after, seen)
+		}
+	})
 }
 
 func TestNewNamesEveryMistake(t *testing.T) {

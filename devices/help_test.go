@@ -25,6 +25,7 @@ type recorder struct {
 	health []devices.Health
 	events []string // "take grid", "health grid online", in order
 	lines  []string
+	alerts []report.Report
 	take   func(devices.Round)
 }
 
@@ -38,6 +39,12 @@ func (r *recorder) Take(_ context.Context, round devices.Round) error {
 		r.take(round)
 	}
 	return nil
+}
+
+func (r *recorder) alert(x report.Report) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.alerts = append(r.alerts, x)
 }
 
 func (r *recorder) Health(_ context.Context, h devices.Health) {
@@ -160,12 +167,17 @@ func (w *wireTrouble) Error() string { return w.err.Error() }
 func (p *plant) options() devices.Options {
 	log := slog.New(p.recorder)
 	d := p.driver()
-	return devices.Options{Drivers: map[string]devices.Driver{"modbus-rtu": d}, Log: log, Ladder: report.NewLadder(log)}
+	return devices.Options{Drivers: map[string]devices.Driver{"modbus-rtu": d}, Log: log, Ladder: report.NewLadder(log), Alert: p.alert}
 }
 
 func (p *plant) start() {
 	p.t.Helper()
-	f, err := devices.New(p.cfg, p.recorder, p.options())
+	p.startWith(p.options())
+}
+
+func (p *plant) startWith(o devices.Options) {
+	p.t.Helper()
+	f, err := devices.New(p.cfg, p.recorder, o)
 	if err != nil {
 		p.t.Fatal(err)
 	}

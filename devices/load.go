@@ -87,7 +87,8 @@ func secondsText(d time.Duration) string {
 	return fmt.Sprintf("%g s", float64(d.Round(100*time.Millisecond)/(100*time.Millisecond))/10)
 }
 
-// Load is what a bus will have to do, from the configuration alone.
+// Load is what a bus will have to do, from the configuration and from what was
+// learned about its devices.
 type Load struct {
 	Bus      *config.Bus
 	Devices  int
@@ -100,8 +101,9 @@ type Load struct {
 }
 
 // Loads computes the load of each bus that has devices, in the order of their
-// names. A bus without a driver is left out.
-func Loads(cfg *config.Config, drivers map[string]Driver) []Load {
+// names. A bus without a driver is left out. With the Memory of a Fleet, answer
+// times are those that were learned; it may be nil.
+func Loads(cfg *config.Config, drivers map[string]Driver, learned Memory) []Load {
 	by := map[string]*Load{}
 	on := map[string][]*config.Device{}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Devices)) {
@@ -122,7 +124,7 @@ func Loads(cfg *config.Config, drivers map[string]Driver) []Load {
 		}
 		l.Devices++
 		for _, g := range (&device{cfg: d}).planned() {
-			n, t := drivers[bus.Protocol].Cost(Wire{Bus: bus, Devices: on[d.Bus]}, d, g.Points)
+			n, t := drivers[bus.Protocol].Cost(Wire{Bus: bus, Devices: on[d.Bus], Memory: learned}, d, g.Points)
 			l.Requests += n
 			l.Round += t
 			l.U += t.Seconds() / g.period.Seconds()

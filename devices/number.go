@@ -14,7 +14,8 @@ import (
 
 // DecodeInteger is the second half of Decode, for a raw integer that a protocol
 // has found itself (the text of a frame, SML): scale, offset, enum, min and max
-// of p applied to ±mag * 10^power. A result of more than 64 bits becomes a float64.
+// of p applied to ±mag * 10^power. A result of more than 64 bits becomes a
+// float64 that is Rounded.
 func DecodeInteger(p *config.Point, neg bool, mag uint64, power int) (Value, Quality, error) {
 	m, e := p.Scale.M, p.Scale.E+power
 	if m == 0 { // a point built in code: no scale
@@ -28,12 +29,14 @@ func DecodeInteger(p *config.Point, neg bool, mag uint64, power int) (Value, Qua
 	if ok {
 		v, ok = addDecimal(neg, lo, e, p.Offset)
 	}
-	if !ok { // value_rounded: does not fit 64 bits
+	if !ok {
 		f := float64(mag)
 		if neg {
 			f = -f
 		}
-		v = Float64Value(shift10(f*float64(m), e) + p.Offset.Float())
+		if v = rounded(shift10(f*float64(m), e) + p.Offset.Float()); v.IsNull() {
+			return v, NotAvailable, nil // beyond any float
+		}
 	}
 	if len(p.Enum) > 0 && v.exp == 0 && v.kind <= Uint {
 		if w, ok := word(p.Enum, int64(v.bits)); ok {
@@ -130,6 +133,16 @@ func DecodeNumber(p *config.Point, f float64, power int) (Value, Quality, error)
 		}
 	}
 	return v, Good, inRange(p, v)
+}
+
+// DecodeLong is DecodeNumber for a number that was written with more digits than
+// 64 bits hold: the value is Rounded.
+func DecodeLong(p *config.Point, f float64) (Value, Quality, error) {
+	v, q, err := DecodeNumber(p, f, 0)
+	if v.kind == Float64 {
+		v = rounded(v.Float())
+	}
+	return v, q, err
 }
 
 // plain says that p has neither scale nor offset.

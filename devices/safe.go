@@ -2,9 +2,12 @@ package devices
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
+
+	"busgate/config"
 )
 
 // safe is a point with a safe value.
@@ -65,19 +68,37 @@ func (d *device) overdueSafes(now time.Time) {
 	}
 }
 
-// writeSafesNow writes the safe values at the end, each once.
+// writeSafesNow writes the safe values at the end.
 func (d *device) writeSafesNow(ctx context.Context) {
 	for i := range d.safes {
 		p := pointOf(d.cfg, d.safes[i].point)
 		if !d.online || p == nil {
 			continue
 		}
-		raw, mask, err := Encode(p, d.safes[i].text, 0)
-		if err == nil {
-			err = d.bus.field.Set(ctx, d.cfg, []Item{{Point: p, Raw: raw, Mask: mask}})
-		}
-		if err != nil {
+		if err := d.writeSafeNow(ctx, p, d.safes[i].text); err != nil {
 			d.bus.log.Warn("a safe value was not written", "device", d.cfg.Name, "point", p.Name, "err", err)
 		}
 	}
+}
+
+// writeSafeNow writes one of them. As with a command, one whose answer is missing
+// is read back, and written once more when it is not there; a pulse is not.
+func (d *device) writeSafeNow(ctx context.Context, p *config.Point, text string) error {
+	power, err := d.bus.powerOf(ctx, d, p)
+	if err != nil {
+		return err
+	}
+	raw, mask, err := Encode(p, text, power)
+	if err != nil {
+		return err
+	}
+	item := []Item{{Point: p, Raw: raw, Mask: mask}}
+	err = d.bus.field.Set(ctx, d.cfg, item)
+	if err == nil || p.Pulse || !errors.Is(err, ErrNoAnswer) && !errors.Is(err, ErrBadFrame) {
+		return err
+	}
+	if has, lost := d.bus.field.Get(ctx, d.cfg, p); lost != nil && !deviceError(lost) || lost == nil && equalMasked(has, raw, mask) {
+		return lost
+	}
+	return d.bus.field.Set(ctx, d.cfg, item)
 }

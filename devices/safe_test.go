@@ -1,11 +1,16 @@
 package devices_test
 
 import (
+	"context"
+	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"busgate/config"
+	"busgate/devices"
+	"busgate/devices/modbus"
 	"busgate/devices/sim"
 )
 
@@ -44,6 +49,91 @@ func TestSafeValues(t *testing.T) {
 			t.Errorf("at the stop: %s", got)
 		}
 	})
+}
+
+// A safe value is written in the scale that the device has at that moment, also
+// at the stop.
+func TestSafeValueOfAScaledPoint(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		u := counting(1, 0)
+		list := written(u, nil)
+		u.Set(sim.Holding, 50, 0, 0xFFFE)
+		d := meter("relays", 1, 10*time.Second, 3)
+		share := holding("share", 50, "uint16")
+		share.ScaleReg, share.Write, share.Safe = 51, true, 12.5
+		d.Points = append(d.Points, share)
+		p := newPlant(t, []*sim.Unit{u}, d)
+		p.start()
+		time.Sleep(time.Minute)
+		p.write("share", "40")
+		p.stop()
+		if got := strings.Join(list(), " "); got != "3:50=1250 3:50=4000 3:50=1250" {
+			t.Errorf("written: %s, want 12.5 at the start, 40, and 12.5 at the stop", got)
+		}
+	})
+}
+
+// losingDriver opens fields that lose one write, or the answer to it, when armed.
+type losingDriver struct {
+	*modbus.Driver
+	armed, heard *atomic.Bool
+}
+
+type losingField struct {
+	devices.Field
+	losingDriver
+}
+
+func (d losingDriver) Open(ctx context.Context, w devices.Wire) (devices.Field, error) {
+	f, err := d.Driver.Open(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	return losingField{f, d}, nil
+}
+
+func (f losingField) Set(ctx context.Context, dev *config.Device, items []devices.Item) error {
+	if !f.armed.Swap(false) {
+		return f.Field.Set(ctx, dev, items)
+	}
+	if f.heard.Load() {
+		if err := f.Field.Set(ctx, dev, items); err != nil {
+			return err
+		}
+	}
+	return devices.ErrNoAnswer
+}
+
+// At the stop, too, an answer that is lost is no reason to leave a pump running,
+// nor to write twice what was done.
+func TestSafeValueAtTheStopOverALostAnswer(t *testing.T) {
+	for _, heard := range []bool{true, false} {
+		t.Run(fmt.Sprintf("heard %v", heard), func(t *testing.T) {
+			virtual(t, func(t *testing.T) {
+				u := counting(1, 0)
+				for i := range uint16(4) {
+					u.SetBit(sim.Coil, i, false)
+				}
+				d := relays()
+				d.Points[4].Safe = true
+				p := newPlant(t, []*sim.Unit{u}, d)
+				o := p.options()
+				drv := losingDriver{p.driver(), &atomic.Bool{}, &atomic.Bool{}}
+				o.Drivers["modbus-rtu"] = drv
+				p.startWith(o)
+				time.Sleep(time.Minute)
+				p.write("relay1", "off")
+				time.Sleep(5 * time.Second)
+				list := written(u, nil)
+				drv.heard.Store(heard)
+				drv.armed.Store(true)
+				p.stop()
+				if w, _ := u.Get(sim.Coil, 0); w != 1 || strings.Join(list(), " ") != "0:0=1" {
+					t.Errorf("relay1 is %d; written: %v", w, list())
+				}
+			})
+		})
+	}
 }
 
 func TestWritesOfSpecialRegisters(t *testing.T) {

@@ -31,6 +31,7 @@ type trouble struct {
 	losses  []time.Time // in the last hour
 	judged  uint64      // requests that the evidence was judged after
 	reopens uint64
+	fdHigh  uint64 // openings that got a descriptor above 1023
 }
 
 // open opens the wire, or waits until it is time to try.
@@ -72,7 +73,7 @@ func (b *bus) open(ctx context.Context) {
 
 // restart asks everything at once, as after the start.
 func (d *device) restart(now time.Time) {
-	d.resting, d.failed = false, 0
+	d.resting, d.failed, d.badThen, d.excused = false, 0, 0, 0
 	for _, g := range d.groups {
 		g.due, g.phased, g.Plan = now, false, nil
 	}
@@ -124,6 +125,9 @@ func (b *bus) blame(ctx context.Context, err error) bool {
 	r := report.Report{Err: "bus-gone", Text: "the wire failed: " + err.Error()}
 	if t, ok := errors.AsType[Trouble](err); ok {
 		r.Err, r.Text = t.Word(), t.Text()
+	}
+	if r.Err == "port-fd" {
+		b.fdHigh++
 	}
 	r.Level = slog.LevelError
 	if r.Err == "port-missing" && b.problem.Err == "port-gone" {

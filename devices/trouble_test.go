@@ -277,3 +277,24 @@ func TestStartErrorsOfAPortAreSaidOnEdges(t *testing.T) {
 		contains(t, p.saw(), "health a online")
 	})
 }
+
+// A port whose descriptor is too high for the library is counted each time.
+func TestHighDescriptorsAreCounted(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		p := newPlant(t, []*sim.Unit{counting(1, 0)}, meter("a", 1, time.Second, 3))
+		var opens atomic.Int32
+		p.open = func() error {
+			if opens.Add(1) <= 3 {
+				return &wireTrouble{"port-fd", "ttyUSB0 got a file descriptor above 1023", errors.New("high")}
+			}
+			return nil
+		}
+		p.start()
+		time.Sleep(time.Minute)
+		buses, _ := p.fleet.Status()
+		p.stop()
+		if b := buses[0]; b.FDHigh != 3 || !b.Open || b.Online != 1 || b.Devices != 1 {
+			t.Errorf("%+v", b)
+		}
+	})
+}

@@ -64,6 +64,19 @@ func Float64Value(f float64) Value {
 	return Value{kind: Float64, bits: math.Float64bits(f)}
 }
 
+// rounded is f in the place of a number that 64 bits cannot hold.
+func rounded(f float64) Value {
+	v := Float64Value(f)
+	if v.kind == Float64 {
+		v.exp = 1 // has no other meaning in a float
+	}
+	return v
+}
+
+// Rounded says that v stands for an integer or decimal of more than 64 bits,
+// whose last digits are lost.
+func (v Value) Rounded() bool { return v.kind == Float64 && v.exp != 0 }
+
 // BoolValue is b.
 func BoolValue(b bool) Value {
 	if b {

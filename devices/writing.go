@@ -92,19 +92,29 @@ func (b *bus) prepare(ctx context.Context, j *job, d *device, p *config.Point) e
 	if j.raw != nil {
 		return nil
 	}
-	if p.ScaleReg >= 0 {
-		sf := config.Point{Name: p.Name, Table: p.Table, Addr: uint16(p.ScaleReg), Type: "sunssf", Bit: -1, ScaleReg: -1}
-		raw, err := b.field.Get(ctx, d.cfg, &sf)
-		if err != nil {
-			return err
-		}
-		if j.power = Power(raw); j.power == NoScale {
-			return &Refusal{"refused", p.Name + " has no scale in the device"}
-		}
-	}
 	var err error
+	if j.power, err = b.powerOf(ctx, d, p); err != nil {
+		return err
+	}
 	j.raw, j.mask, err = Encode(p, j.cmd.Text, j.power)
 	return err
+}
+
+// powerOf reads the power of ten that stands in the device; 0 for a point without.
+func (b *bus) powerOf(ctx context.Context, d *device, p *config.Point) (int, error) {
+	if p.ScaleReg < 0 {
+		return 0, nil
+	}
+	sf := config.Point{Name: p.Name, Table: p.Table, Addr: uint16(p.ScaleReg), Type: "sunssf", Bit: -1, ScaleReg: -1}
+	raw, err := b.field.Get(ctx, d.cfg, &sf)
+	if err != nil {
+		return 0, err
+	}
+	power := Power(raw)
+	if power == NoScale {
+		return 0, &Refusal{"refused", p.Name + " has no scale in the device"}
+	}
+	return power, nil
 }
 
 // refusedBy deals with an exception: a busy device is asked three times more.

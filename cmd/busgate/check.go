@@ -16,6 +16,9 @@ import (
 	"busgate/devices/profiles"
 )
 
+// askPatience is how long a check waits for the daemon.
+const askPatience = 2 * time.Second
+
 func checkCommand() command {
 	return command{
 		name: "check", args: "[F...]", short: "all mistakes and warnings of a device map; then what it will do",
@@ -23,6 +26,7 @@ func checkCommand() command {
 		setup: func(fs *flag.FlagSet) func(context.Context, *env, []string) int {
 			file := fs.String("config", defaultConfig, "the device map, `FILE`, when no other is named")
 			dump := fs.Bool("dump", false, "print the effective configuration, profiles merged, secrets as ***")
+			socket := fs.String("socket", defaultSocket, "control socket `FILE` of the daemon, which knows how fast the devices answer")
 			asJSON := fs.Bool("json", false, "problems as a JSON list of {file,line,col,len,severity,text}")
 			return func(_ context.Context, e *env, files []string) int {
 				if len(files) == 0 {
@@ -30,7 +34,7 @@ func checkCommand() command {
 				}
 				code := exitOK
 				for _, f := range files {
-					code = max(code, checkFile(e, f, *dump, *asJSON))
+					code = max(code, checkFile(e, f, *socket, *dump, *asJSON))
 				}
 				return code
 			}
@@ -40,11 +44,13 @@ func checkCommand() command {
 
 // checkFile prints the problems of one file and, when none is an error, what
 // the file will do.
-func checkFile(e *env, file string, dump, asJSON bool) int {
+func checkFile(e *env, file, socket string, dump, asJSON bool) int {
 	cfg, problems := config.Load(file, profiles.FS)
 	var loads []devices.Load
+	var known learnedFacts
 	if cfg != nil {
-		loads = devices.Loads(cfg, drivers())
+		known = askLearned(socket)
+		loads = devices.Loads(cfg, drivers(), known)
 		problems = append(problems, overloads(cfg, loads)...)
 	}
 	write := config.Print
@@ -62,7 +68,7 @@ func checkFile(e *env, file string, dump, asJSON bool) int {
 	case dump:
 		fmt.Fprint(e.stdout, config.Dump(cfg))
 	default:
-		outlook(e.stdout, cfg, loads, problems)
+		outlook(e.stdout, cfg, loads, problems, len(known) > 0)
 	}
 	return exitOK
 }
@@ -80,8 +86,30 @@ func overloads(cfg *config.Config, loads []devices.Load) []config.Problem {
 	return out
 }
 
-// outlook says what a file without mistakes will do.
-func outlook(w io.Writer, cfg *config.Config, loads []devices.Load, problems []config.Problem) {
+// learnedFacts are what the running gateway has learned about its devices: a
+// devices.Memory that keeps nothing. nil knows nothing.
+type learnedFacts map[string][]byte
+
+// Load returns nil, nil for an unknown key.
+func (l learnedFacts) Load(key string) ([]byte, error) { return l[key], nil }
+
+// Save is not for a check.
+func (l learnedFacts) Save(string, []byte) {}
+
+// askLearned asks the daemon, when there is one.
+func askLearned(socket string) learnedFacts {
+	ctx, cancel := context.WithTimeout(context.Background(), askPatience)
+	defer cancel()
+	var l learnedFacts
+	if newControlClient(socket).call(ctx, "/v1/learned", nil, &l) != nil {
+		return nil // then it is computed from the map alone
+	}
+	return l
+}
+
+// outlook says what a file without mistakes will do; known: with what the
+// running gateway has learned.
+func outlook(w io.Writer, cfg *config.Config, loads []devices.Load, problems []config.Problem, known bool) {
 	fmt.Fprintf(w, "%s: ok: %s, %s, %s, %s\n", cfg.Path, count(len(cfg.Buses), "bus", "buses"), count(len(cfg.Devices), "device", "devices"),
 		count(len(cfg.Uplinks), "uplink", "uplinks"), count(len(problems), "warning", "warnings"))
 	if len(cfg.Devices) == 0 {
@@ -101,6 +129,9 @@ func outlook(w io.Writer, cfg *config.Config, loads []devices.Load, problems []c
 			count(l.Requests, "request", "requests"), seconds(l.Round), 100*l.U)
 	}
 	t.Flush()
+	if known {
+		fmt.Fprintln(w, "answer times as the running gateway has learned them")
+	}
 	names := slices.Sorted(maps.Keys(cfg.Devices))
 	each := names[0]
 	if len(names) > 1 {

@@ -52,7 +52,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"version", "--jso"}, exitUsage, "busgate version: flag provided but not defined: -jso (see: busgate help version)"},
 		{[]string{"version", "now"}, exitUsage, "takes no arguments"},
 		{[]string{"help"}, exitOK, "check"},
-		{[]string{"--version"}, exitOK, "busgate dev ("},
+		{[]string{"--version"}, exitOK, "busgate dev "},
 		{[]string{"version", "--json"}, exitOK, `"version":"dev"`},
 	} {
 		code, out, errs := call(t, c.args...)

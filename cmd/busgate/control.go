@@ -36,12 +36,13 @@ const defaultSocket = "/run/busgate/control.sock"
 // control is what stands behind the control socket: HTTP/1.1 with JSON bodies
 // and NDJSON streams below /v1/. Access is the mode of the socket.
 type control struct {
-	store  *buffer.Store
-	rates  func() map[string]bridge.UplinkNumbers // of uplinks; nil without a daemon
-	reload func(context.Context) (string, error)  // nil without a daemon
-	fleet  *devices.Fleet                         // nil without a daemon
-	broker *embeddedbroker.Broker                 // nil without a daemon
-	status func() gatewayStatus                   // nil without a daemon
+	store   *buffer.Store
+	rates   func() map[string]bridge.UplinkNumbers // of uplinks; nil without a daemon
+	reload  func(context.Context) (string, error)  // nil without a daemon
+	fleet   *devices.Fleet                         // nil without a daemon
+	learned func() map[string][]byte               // about the devices; nil without a daemon
+	broker  *embeddedbroker.Broker                 // nil without a daemon
+	status  func() gatewayStatus                   // nil without a daemon
 }
 
 // handler routes the commands.

@@ -39,6 +39,13 @@ func (c *control) busRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/read", c.read)
 	mux.HandleFunc("POST /v1/write", c.write)
 	mux.HandleFunc("GET /v1/monitor", c.monitor)
+	mux.HandleFunc("GET /v1/learned", func(w http.ResponseWriter, _ *http.Request) {
+		known := map[string][]byte{}
+		if c.learned != nil {
+			known = c.learned()
+		}
+		reply(w, http.StatusOK, known)
+	})
 }
 
 func (c *control) buses(w http.ResponseWriter, _ *http.Request) {
@@ -231,6 +238,10 @@ func (c *control) monitor(w http.ResponseWriter, r *http.Request) {
 		c.streamFrames(ctx, w, past[max(0, len(past)-mostPast):], coming, ended)
 		return
 	}
+	if b := c.fleet.Bus(name); b != nil && b.Protocol == "uart" {
+		c.monitorSensors(ctx, w, name, tap, ended)
+		return
+	}
 	coming := make(chan devices.Frame, mostWaiting)
 	go func() {
 		ended <- c.fleet.Visit(ctx, name, devices.Visit{Name: "busgate monitor --listen-only", Alone: true,
@@ -242,6 +253,19 @@ func (c *control) monitor(w http.ResponseWriter, r *http.Request) {
 					}
 				})
 			}})
+	}()
+	defer func() { cancel(); <-ended }()
+	c.streamFrames(ctx, w, nil, coming, ended)
+}
+
+// monitorSensors keeps a UART bus from asking its sensors while it is watched.
+func (c *control) monitorSensors(ctx context.Context, w http.ResponseWriter, name string, tap *devices.Tap, ended chan error) {
+	ctx, cancel := context.WithCancel(ctx)
+	_, coming, stop := tap.Watch()
+	defer stop()
+	go func() {
+		ended <- c.fleet.Visit(ctx, name, devices.Visit{Name: "busgate monitor --listen-only", Alone: true,
+			Do: func(ctx context.Context, _ devices.Field) error { <-ctx.Done(); return ctx.Err() }})
 	}()
 	defer func() { cancel(); <-ended }()
 	c.streamFrames(ctx, w, nil, coming, ended)

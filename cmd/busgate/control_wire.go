@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 
+	"golang.org/x/sys/unix"
+
 	"busgate/config"
 	"busgate/devices/modbus"
 )
@@ -26,7 +28,7 @@ func reach(ctx context.Context, e *env, name, socket string, bus *config.Bus) (*
 	switch {
 	case errors.Is(err, errNoDaemon):
 		return &wire{driver: &modbus.Driver{}}, exitOK
-	case errors.Is(err, fs.ErrPermission) && bus.TCP != "": // it may be another endpoint than the daemon's
+	case errors.Is(err, fs.ErrPermission) && (bus.TCP != "" || !held(bus.Serial)): // it is another wire than the daemon's, or may be
 		return &wire{driver: &modbus.Driver{}}, exitOK
 	case err != nil:
 		return nil, controlExit(e, name, err)
@@ -42,6 +44,16 @@ func reach(ctx context.Context, e *env, name, socket string, bus *config.Bus) (*
 		err = client.call(ctx, "/v1/exchange", exchangeRequest{Bus: row.Name, Share: share, Question: q}, &r)
 		return r, err
 	}}}, exitOK
+}
+
+// held tells whether another program has a serial port open and locked.
+func held(path string) bool {
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return errors.Is(err, unix.EBUSY)
+	}
+	defer unix.Close(fd)
+	return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) != nil
 }
 
 // busOn is the daemon's bus on the wire of bus, nil when it has none there.

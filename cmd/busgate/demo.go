@@ -391,6 +391,12 @@ func (d *demo) conclude(gwErr error) demoResult {
 	}
 	fmt.Fprintf(d.out, "demo: %d readings, %d at the cloud, %d lost, %d twice, %d out of order, %d %s of %.1f s\n",
 		v.read, v.arrived, v.lost, v.twice, v.disordered, d.outages, word, d.down.Seconds())
+	if len(d.o.faults) > 0 {
+		buses, _ := d.gw.fleet.Status()
+		for i := range buses {
+			d.say("bus %s", busLine(&buses[i]))
+		}
+	}
 	switch {
 	case gwErr != nil:
 		r.Fault = "the gateway ended: " + gwErr.Error()

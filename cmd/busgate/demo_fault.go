@@ -12,6 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"busgate/devices"
 	"busgate/devices/sim"
 	"busgate/embeddedbroker"
 )
@@ -220,6 +221,24 @@ func (p *plant) inject(text string) error {
 		return fmt.Errorf("fault %s: it needs a pseudo terminal", text)
 	}
 	return p.rs485.Inject(text)
+}
+
+// busLine is what a bus has seen: "rs485: 412 requests, 380 good, 12 timeouts".
+func busLine(b *devices.BusStatus) string {
+	c := &b.Counts
+	line := fmt.Sprintf("%s: %d requests, %d good", b.Name, c.Requests, c.Good)
+	for _, n := range []struct {
+		value uint64
+		word  string
+	}{
+		{c.Bad, "damaged"}, {c.Timeouts, "timeouts"}, {c.Late, "too late"}, {c.Foreign, "of other units, thrown away"}, {c.Intruders, "caused by another master"},
+		{c.Stray, "behind a stray byte"}, {c.Exceptions, "exceptions"}, {c.Echo, "echoes"}, {b.Reopened, "times opened again"}, {c.Skipped, "frames that newer ones replaced"},
+	} {
+		if n.value > 0 {
+			line += fmt.Sprintf(", %d %s", n.value, n.word)
+		}
+	}
+	return line
 }
 
 // recoveries is a log without what is only worth knowing, but with what is well again.

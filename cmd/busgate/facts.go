@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 
@@ -61,6 +62,19 @@ type learned struct{ room }
 
 // Save keeps v with the next commit.
 func (l learned) Save(key string, v []byte) { l.Keep(key, v, nil) }
+
+// All are the facts of the room, by their key.
+func (r room) All() map[string][]byte {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	all := map[string][]byte{}
+	for key, v := range r.f.all {
+		if key, ok := strings.CutPrefix(key, r.prefix); ok {
+			all[key] = v
+		}
+	}
+	return all
+}
 
 // Get is Load for those who cannot fail.
 func (r room) Get(key string) []byte {

@@ -113,6 +113,7 @@ func openGateway(cfg *config.Config, log *slog.Logger, o gatewayOptions) (_ *gat
 	g.bridge, err = bridge.New(cfg, g.local, bridge.Options{
 		Log: log, Ladder: g.ladder, Version: version, Boot: g.store.Boot(), Closing: closing,
 		Clock: g.clock.now, Mono: g.clock.k.boot, Memory: g.facts.room("bridge"), Retained: g.broker.Retained, Tap: o.tap, Numbers: g.numbers,
+		Buses: func() ([]devices.BusStatus, []devices.DeviceStatus) { return g.fleet.Status() },
 	})
 	if err != nil {
 		return nil, err
@@ -121,10 +122,11 @@ func openGateway(cfg *config.Config, log *slog.Logger, o gatewayOptions) (_ *gat
 	if err := g.uplinks.open(cfg); err != nil {
 		return nil, err
 	}
-	g.fleet, err = devices.New(cfg, g.bridge, devices.Options{Drivers: drivers(), Memory: learned{g.facts.room("devices")}, Log: log, Ladder: g.ladder, Clock: g.clock.now})
+	g.fleet, err = devices.New(cfg, g.bridge, devices.Options{Drivers: drivers(), Memory: learned{g.facts.room("devices")}, Log: log, Ladder: g.ladder, Alert: g.alert, Clock: g.clock.now})
 	if err != nil {
 		return nil, err
 	}
+	g.foretell(cfg)
 	g.bridge.Announce() // before anybody can listen: what a killed process left is not fresh
 	g.listeners, err = openListeners(g, &cfg.Broker, o.listen)
 	return g, err
@@ -173,7 +175,7 @@ func (g *gateway) publishAlerts(ctx context.Context) error {
 
 // serveControl makes the gateway answer commands on ln. It is called before Run.
 func (g *gateway) serveControl(ln net.Listener, reload func(context.Context) (string, error)) {
-	c := &control{store: g.store, rates: g.uplinks.rates, reload: reload, fleet: g.fleet, broker: g.broker, status: g.status}
+	c := &control{store: g.store, rates: g.uplinks.rates, reload: reload, fleet: g.fleet, learned: g.facts.room("devices").All, broker: g.broker, status: g.status}
 	routes := c.handler()
 	counted := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/v1/buffer/") {
@@ -219,7 +221,17 @@ func (g *gateway) Update(ctx context.Context, cfg *config.Config) (config.Change
 		return d, err
 	}
 	g.cfg = cfg
+	g.foretell(cfg)
 	return d, nil
+}
+
+// foretell warns of buses that cannot keep the intervals they are given.
+func (g *gateway) foretell(cfg *config.Config) {
+	for _, l := range devices.Loads(cfg, drivers(), learned{g.facts.room("devices")}) {
+		if l.Warning != "" {
+			g.log.Warn("bus "+l.Bus.Name+": "+l.Warning, "bus", l.Bus.Name, "err", "overload")
+		}
+	}
 }
 
 // reserved says which topics only the gateway itself may publish. The broker
@@ -233,6 +245,9 @@ func (g *gateway) numbers() bridge.GatewayNumbers {
 		n.Queue += st.Pending
 		n.QueueBytes += st.Bytes
 		n.QueueOldest = max(n.QueueOldest, st.Oldest)
+	}
+	for _, lost := range dropped(g.store) {
+		n.Dropped += lost
 	}
 	return n
 }

@@ -2,9 +2,14 @@ package main
 
 import (
 	"fmt"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
+
+// dialed counts dials: each comes from another address, as clients do. One
+// address that opens thousands of connections in seconds is held back.
+var dialed atomic.Uint32
 
 // dial connects one client and waits for CONNACK, and for SUBACK with a filter.
 func dial(port int, id string, clean bool, filter string, qos byte) (int, error) {
@@ -13,6 +18,10 @@ func dial(port int, id string, clean bool, filter string, qos byte) (int, error)
 		return -1, err
 	}
 	fail := func(err error) (int, error) { unix.Close(fd); return -1, fmt.Errorf("client %s: %w", id, err) }
+	n := dialed.Add(1)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 1, byte(n >> 8), byte(n)}}); err != nil {
+		return fail(err)
+	}
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		return fail(err)
 	}

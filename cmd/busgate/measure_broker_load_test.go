@@ -156,10 +156,17 @@ func (l *load) run(t *testing.T, core int, warm, span time.Duration, cpu func() 
 	t.Helper()
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with its core
-		var set unix.CPUSet
+		// The thread goes back as it was. One that ended would take along the
+		// brokers that it had started: Pdeathsig is about the thread.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		var set, was unix.CPUSet
 		set.Set(core)
-		err := unix.SchedSetaffinity(0, &set)
+		err := unix.SchedGetaffinity(0, &was)
+		if err == nil {
+			err = unix.SchedSetaffinity(0, &set)
+		}
+		defer unix.SchedSetaffinity(0, &was)
 		if err == nil {
 			err = l.phase(warm)
 		}

@@ -27,13 +27,13 @@ const exitStopped = 130
 type scanFlags struct {
 	config, socket, units, baud, format string
 	timeout                             time.Duration
-	fast, json                          bool
+	fast, sensors, json                 bool
 }
 
 func scanCommand() command {
 	return command{
 		name: "scan", args: "[WHERE]", short: "list the serial ports; or find settings and units on a port, BUS or HOST[:PORT]",
-		examples: []string{"busgate scan", "busgate scan /dev/ttyUSB0", "busgate scan 192.168.1.40"},
+		examples: []string{"busgate scan", "busgate scan /dev/ttyUSB0", "busgate scan /dev/ttyUSB1 --sensors", "busgate scan 192.168.1.40"},
 		setup: func(fs *flag.FlagSet) func(context.Context, *env, []string) int {
 			var f scanFlags
 			fs.StringVar(&f.config, "config", defaultConfig, "device map `FILE` that names the buses")
@@ -49,6 +49,7 @@ func scanCommand() command {
 				return err
 			})
 			fs.BoolVar(&f.fast, "fast", false, "units 1-10 only, and the first setting that answers ends it")
+			fs.BoolVar(&f.sensors, "sensors", false, "look for a UART sensor (GPS, smart meter, dust, CO2) instead of Modbus units; --timeout is how long each speed is listened to")
 			fs.BoolVar(&f.json, "json", false, "one JSON object at the end")
 			return func(ctx context.Context, e *env, args []string) int {
 				switch len(args) {
@@ -69,6 +70,13 @@ func scanWire(ctx context.Context, e *env, f scanFlags, where string) int {
 	bus, code := wireOf(e, "scan", f.config, cfg, where)
 	if bus == nil {
 		return code
+	}
+	if f.sensors {
+		return scanSensors(ctx, e, f, cfg, bus)
+	}
+	if bus.Protocol == "uart" {
+		fmt.Fprintf(e.stderr, "busgate scan: bus `%s` speaks uart; a sensor is looked for with --sensors\n", bus.Name)
+		return exitFailed
 	}
 	if err := checkScan(f, bus); err != nil {
 		return misuse(e, "scan", "%v", err)
@@ -168,7 +176,7 @@ func wireOf(e *env, name, file string, cfg *config.Config, where string) (*confi
 	}
 	if cfg != nil && cfg.Buses[where] != nil {
 		known := *cfg.Buses[where]
-		if !strings.HasPrefix(known.Protocol, "modbus-") {
+		if !strings.HasPrefix(known.Protocol, "modbus-") && name != "monitor" && name != "scan" {
 			fmt.Fprintf(e.stderr, "busgate %s: bus `%s` speaks %s; this works with Modbus\n", name, where, known.Protocol)
 			return nil, exitFailed
 		}

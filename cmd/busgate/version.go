@@ -12,6 +12,9 @@ import (
 // version is set by the packager: -ldflags "-X main.version=1.0.0".
 var version = "dev"
 
+// unknownCommit is what a program says that was built outside of git.
+const unknownCommit = "unknown"
+
 func versionCommand() command {
 	return command{
 		name: "version", short: "version, commit, Go and architecture",
@@ -23,7 +26,11 @@ func versionCommand() command {
 				if *asJSON {
 					json.NewEncoder(e.stdout).Encode(v)
 				} else {
-					fmt.Fprintf(e.stdout, "busgate %s (%s) %s %s/%s\n", v.Version, v.Commit, v.Go, v.OS, v.Arch)
+					commit := ""
+					if v.Commit != unknownCommit { // packages are built without git
+						commit = " (" + v.Commit + ")"
+					}
+					fmt.Fprintf(e.stdout, "busgate %s%s %s %s/%s\n", v.Version, commit, v.Go, v.OS, v.Arch)
 				}
 				return exitOK
 			}
@@ -40,7 +47,7 @@ type buildInfo struct {
 }
 
 func buildVersion() buildInfo {
-	v := buildInfo{Version: version, Commit: "unknown", Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
+	v := buildInfo{Version: version, Commit: unknownCommit, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
 	if bi, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range bi.Settings {
 			if s.Key == "vcs.revision" && len(s.Value) >= 12 {

@@ -149,8 +149,13 @@ func (t *TCP) flightOf(ans []byte, flights []flight) (*flight, error) {
 	got := binary.BigEndian.Uint16(ans)
 	for i := range flights {
 		f := &flights[i]
-		if f.id != got || f.done {
+		switch {
+		case f.id != got:
 			continue
+		case f.done: // a datagram that came twice
+			t.counts.Late++
+			t.show(ans, devices.MarkLate)
+			return nil, nil
 		}
 		mine, err := t.judge(ans, f.sent, f.id)
 		if !mine || err != nil {

@@ -171,6 +171,70 @@ func TestFailuresInFlight(t *testing.T) {
 	})
 }
 
+// What comes while four requests are in flight, of which the third is answered.
+func TestWhoseAnswerInFlight(t *testing.T) {
+	adu := func(id uint16, pdu ...byte) []byte {
+		return append([]byte{byte(id >> 8), byte(id), 0, 0, 0, byte(len(pdu))}, pdu...)
+	}
+	for _, tt := range []struct {
+		name   string
+		ans    []byte
+		flight int // 0: to none of them
+		bad    bool
+		counts devices.Counts
+	}{
+		{"the answer to the oldest", adu(9, 1, 3, 2, 0, 7), 1, false, devices.Counts{Good: 1}},
+		{"the answer to the newest", adu(12, 1, 3, 2, 0, 7), 4, false, devices.Counts{Good: 1}},
+		{"an exception", adu(10, 1, 0x83, 2), 2, false, devices.Counts{Good: 1}},
+		{"the answer that was there before", adu(11, 1, 3, 2, 0, 7), 0, false, devices.Counts{Late: 1}},
+		{"an older one of this connection", adu(8, 1, 3, 2, 0, 7), 0, false, devices.Counts{Late: 1}},
+		{"one from before this connection", adu(7, 1, 3, 2, 0, 7), 0, true, devices.Counts{}},
+		{"one that was not asked yet", adu(13, 1, 3, 2, 0, 7), 0, true, devices.Counts{}},
+		{"another unit", adu(10, 2, 3, 2, 0, 7), 0, false, devices.Counts{Foreign: 1}},
+		{"another byte count", adu(10, 1, 3, 4, 0, 7, 0, 8), 0, true, devices.Counts{}},
+		{"another function", adu(10, 1, 4, 2, 0, 7), 0, true, devices.Counts{}},
+		{"bytes behind it", adu(10, 1, 3, 2, 0, 7, 9), 0, true, devices.Counts{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			link := newTCP("x:502", nil, nil)
+			flights := make([]flight, 4)
+			for i := range flights {
+				f := &flights[i]
+				f.id = uint16(9 + i)
+				f.sent = adu(f.id, 1, 3, 0, byte(i), 0, 1)
+			}
+			flights[2].done = true
+			link.asked = 5 // 8 to 12
+			f, err := link.flightOf(tt.ans, flights)
+			if tt.bad != errors.Is(err, devices.ErrBadFrame) || !tt.bad && err != nil {
+				t.Errorf("error %v", err)
+			}
+			for i := range flights {
+				if at := i + 1; (f == &flights[i]) != (at == tt.flight) || flights[i].done != (at == tt.flight || at == 3) {
+					t.Errorf("flight %d: taken %v, done %v", at, f == &flights[i], flights[i].done)
+				}
+			}
+			if link.counts != tt.counts {
+				t.Errorf("counted %+v, want %+v", link.counts, tt.counts)
+			}
+			if f != nil && string(f.ans) != string(tt.ans) {
+				t.Errorf("% x", f.ans)
+			}
+		})
+	}
+	t.Run("another unit twice in a row ends the connection", func(t *testing.T) {
+		link := newTCP("x:502", nil, nil)
+		flights := []flight{{id: 1, sent: adu(1, 1, 3, 0, 0, 0, 1)}}
+		link.asked = 1
+		if _, err := link.flightOf(adu(1, 2, 3, 2, 0, 7), flights); err != nil {
+			t.Error(err)
+		}
+		if _, err := link.flightOf(adu(1, 2, 3, 2, 0, 7), flights); !errors.Is(err, devices.ErrBadFrame) {
+			t.Error(err)
+		}
+	})
+}
+
 // Over a real socket: a server that answers each datagram twice.
 func TestUDP(t *testing.T) {
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")

@@ -19,6 +19,7 @@ func (l *Line) collect(req []byte, p patience) ([]byte, error) {
 		k, err := l.read(l.buf[n:], wait)
 		if err != nil {
 			l.dirty = true
+			l.owe(req, p.window)
 			return nil, err
 		}
 		if k == 0 {
@@ -45,13 +46,13 @@ func (l *Line) collect(req []byte, p patience) ([]byte, error) {
 				break
 			}
 			if kind == bad || start > 0 && l.echoes.on && !echo { // the echo was hurt: others talk, too
-				return nil, l.damaged(l.buf[from:n])
+				return nil, l.damaged(req, p, l.buf[from:n])
 			}
 			if kind == ours {
 				l.accept(l.buf[from:from+start], l.buf[from+start:from+start+size])
 				l.echoes.judge(req, echo)
 				l.dirty = from+start+size < n
-				l.renew(req, p)
+				l.answered(req, l.buf[from+start+1], p.window)
 				return l.buf[from+start : from+start+size], nil
 			}
 			from += start + size
@@ -64,7 +65,7 @@ func (l *Line) collect(req []byte, p patience) ([]byte, error) {
 			l.doze(req, l.buf[from:n])
 		}
 		if n == len(l.buf) || time.Since(deadline) > maxAnswer {
-			return nil, l.damaged(l.buf[from:n])
+			return nil, l.damaged(req, p, l.buf[from:n])
 		}
 	}
 }
@@ -105,51 +106,32 @@ func (l *Line) doze(req, f []byte) {
 	}
 }
 
-// renew keeps the debt of a request that was repeated and is answered now: it
-// may have been the first one's answer, and then the second's is still to come,
-// as late as this one was.
-func (l *Line) renew(req []byte, p patience) {
-	for i := range l.debts {
-		d := &l.debts[i]
-		if string(d.req[:d.n]) != string(req[:min(len(req), d.n)]) {
-			continue
-		}
-		behind := min(l.last.end.Sub(d.sent), maxWindow)
-		d.behind = max(d.behind, behind)
-		if u := l.last.end.Add(p.window); u.After(d.until) {
-			d.until = u
-		}
-		if u := l.last.sent.Add(2 * behind); u.After(d.until) {
-			d.until = u
-		}
-		d.sent, d.paid = l.last.sent, false
-	}
-}
-
 // silent says what silence means: an answer broken off, or none.
 func (l *Line) silent(req []byte, p patience, got []byte) error {
 	l.dirty = true
 	if len(got) > 0 {
-		return l.damaged(got)
+		return l.damaged(req, p, got)
 	}
 	l.counts.Timeouts++
 	l.show(nil, p.timeout, devices.MarkSilence)
-	if !l.noOwed {
-		d := debt{sent: l.last.sent, until: time.Now().Add(p.window)}
-		d.n = copy(d.req[:], req)
-		if len(l.debts) >= maxDebts {
-			l.debts = append(l.debts[:0], l.debts[1:]...)
-		}
-		l.debts = append(l.debts, d)
-	}
+	l.owe(req, p.window)
 	return devices.ErrNoAnswer
 }
 
-func (l *Line) damaged(got []byte) error {
+// damaged gives up what came. Bytes that begin as the answer does are the answer,
+// when nothing else is open that they could be: it will not come another time,
+// which the unit has to prove, but need not be waited for. Others may have been
+// anything, and the answer is still to come.
+func (l *Line) damaged(req []byte, p patience, got []byte) error {
 	l.dirty = true
 	l.counts.Bad++
 	l.counts.Sizes[devices.SizeClass(wholeLen(l.asking))].Bad++
 	l.show(got, max(l.last.first.Sub(l.last.sent), 1), devices.MarkCRC)
+	window := p.window
+	if len(got) >= 3 && answerLen(req, got) >= 0 && len(l.owes.peer(req[0]).debts) == 0 {
+		window = 0
+	}
+	l.owe(req, window)
 	return fmt.Errorf("%w: % x", devices.ErrBadFrame, got[:min(len(got), 32)])
 }
 
@@ -172,20 +154,27 @@ func (l *Line) match(req, f []byte) (start, size int, kind found) {
 		return 0, 0, unfinished
 	case n > 0 && len(f) < n:
 		return 0, 0, unfinished
-	case n > 0 && crc(f[:n]) == 0 && !l.ambiguous(req, f):
+	case n > 0 && crc(f[:n]) == 0:
+		if l.claimed(req, f[:n]) {
+			return 0, n, other
+		}
 		return 0, n, ours
 	}
 	if n := l.pay(f, req); n > 0 {
-		l.quiet = time.Now()
 		return 0, n, other
 	}
 	if n := foreignLen(f); n > 0 {
-		l.stranger(f[:n])
+		if !l.paySpent(f[:n]) {
+			l.stranger(f[:n])
+		}
 		return 0, n, other
 	}
 	for at := 1; at <= maxStray && at+minFrame <= len(f); at++ {
 		n := answerLen(req, f[at:])
-		if n > 0 && at+n <= len(f) && crc(f[at:at+n]) == 0 && !l.ambiguous(req, f[at:]) {
+		if n > 0 && at+n <= len(f) && crc(f[at:at+n]) == 0 {
+			if l.claimed(req, f[at:at+n]) {
+				return at, n, other
+			}
 			l.counts.Stray++
 			l.counts.StrayByte = f[at-1]
 			return at, n, ours
@@ -195,18 +184,4 @@ func (l *Line) match(req, f []byte) (start, size int, kind found) {
 		return 0, 0, bad
 	}
 	return 0, 0, unfinished
-}
-
-// ambiguous says that f is an exception that may answer an older request: an
-// exception carries neither address nor count.
-func (l *Line) ambiguous(req, f []byte) bool {
-	if f[1]&0x80 == 0 || l.noOwed {
-		return false
-	}
-	for _, d := range l.debts {
-		if old := d.req[:d.n]; old[0] == req[0] && old[1] == req[1] && string(old) != string(req[:min(len(req), d.n)]) && time.Until(d.until) > 0 {
-			return true
-		}
-	}
-	return false
 }

@@ -1,8 +1,11 @@
 package modbus
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"sync"
 	"time"
 
 	"busgate/config"
@@ -22,8 +25,10 @@ type Driver struct {
 	Guest func(ctx context.Context, q Question) (Reply, error)
 
 	ports  port.Opener
-	noOwed bool // tests: Lines forget what is owed
-	noIDs  bool // tests: TCP takes any answer
+	mu     sync.Mutex
+	kept   map[string]*ledger // of wires that are closed, by where they are
+	noOwed bool               // tests: Lines forget what is owed
+	noIDs  bool               // tests: TCP takes any answer
 }
 
 var _ devices.Driver = (*Driver)(nil)
@@ -85,8 +90,42 @@ func (d *Driver) line(p Port, f *field) *Line {
 	}
 	l := newLine(p, f.timing, f.late)
 	l.noOwed, l.tap = d.noOwed, f.tap
+	where := cmp.Or(f.bus.Serial, f.bus.TCP)
+	l.owes, l.keep = d.account(where), func(a *ledger) { d.put(where, a) }
 	l.echoes.on = f.echoKnown()
 	return l
+}
+
+// maxKept bounds the accounts of closed wires; those that owe nothing go, and
+// above that a new one is not kept.
+const maxKept = 64
+
+// account is what is owed on a wire that was open before, or a new account: what
+// was asked before it was opened anew may be answered after.
+func (d *Driver) account(where string) *ledger {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	a := d.kept[where]
+	delete(d.kept, where)
+	if a == nil {
+		a = &ledger{}
+	}
+	return a
+}
+
+// put keeps the account of a wire that is closed.
+func (d *Driver) put(where string, a *ledger) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(d.kept, func(_ string, old *ledger) bool { return !old.any(now) })
+	if !a.any(now) || len(d.kept) >= maxKept {
+		return
+	}
+	if d.kept == nil {
+		d.kept = map[string]*ledger{}
+	}
+	d.kept[where] = a
 }
 
 // timingOf is the timing of a wire from its configuration (Modbus over serial

@@ -130,6 +130,7 @@ func TestHostileBusThroughTheWholeEngine(t *testing.T) {
 		{"RTU", sim.Line{Baud: 19200, Format: "8E1"}, sim.Faults{BitError: .002, Lose: .01, Late: .03, LateBy: 420 * time.Millisecond, Foreign: .02, Stray: .01, Cut: .005}, false},
 		{"ASCII", asciiLine, sim.Faults{Damage: .03, Lose: .01, Late: .03, LateBy: 420 * time.Millisecond, Foreign: .02, Stray: .01}, false},
 		{"an adapter that hears itself", sim.Line{Baud: 19200, Format: "8E1"}, sim.Faults{Echo: true, BitError: .002, Lose: .01, Late: .03, LateBy: 420 * time.Millisecond, Foreign: .02}, false},
+		{"RTU, noise in the place of late answers", sim.Line{Baud: 19200, Format: "8E1"}, sim.Faults{Noise: .03, BitError: .001, LateBy: 420 * time.Millisecond, Lose: .01}, false},
 		{"RTU, owed rule off", sim.Line{Baud: 19200, Format: "8E1"}, sim.Faults{BitError: .002, Lose: .01, Late: .03, LateBy: 420 * time.Millisecond, Foreign: .02, Stray: .01, Cut: .005}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

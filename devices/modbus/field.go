@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	gb "github.com/goburrow/modbus"
@@ -65,11 +66,14 @@ func (f *field) setLink(l link, p packager) { f.link, f.pack = l, p }
 // long as its number and its profile do.
 func (f *field) Devices(devs []*config.Device) {
 	units := make(map[byte]*unit, len(devs))
+	var other []string
 	for _, d := range devs {
 		u := f.units[d.UnitID]
 		if u == nil || u.dev.Name != d.Name || u.dev.Profile != d.Profile {
 			u = newUnit(d)
-			u.recall(f.memory, f.bus)
+			if !u.recall(f.memory, f.bus) {
+				other = append(other, d.Name)
+			}
 		}
 		u.dev = d
 		u.place()
@@ -77,6 +81,9 @@ func (f *field) Devices(devs []*config.Device) {
 		units[d.UnitID] = u
 	}
 	f.units, f.writes = units, writable(devs)
+	if len(other) > 0 {
+		f.log.Info("what another version learned about devices is not used; it is learned anew", "bus", f.bus.Name, "devices", strings.Join(other, " "))
+	}
 }
 
 // unitOf finds what is known about a device.

@@ -51,20 +51,7 @@ type exchange struct {
 	size  int       // bytes of the answer
 }
 
-// debt is an answer that did not come in time and may still come.
-type debt struct {
-	req   [8]byte // start of the request
-	n     int
-	sent  time.Time
-	until time.Time
-	// behind is how late the answer was that came after a repetition, if there is
-	// another to come: then that one was the answer to the first request.
-	behind time.Duration
-	paid   bool // a frame that fits came, on a wire with strangers
-}
-
 const (
-	maxDebts  = 64  // the oldest is forgotten
 	maxDrain  = 64  // reads in one drain
 	maxStray  = 8   // bytes before a frame that are forgiven
 	bufSize   = 512 // bytes
@@ -93,7 +80,8 @@ type Line struct {
 	quiet  time.Time // last byte that was on the wire, as far as known
 	dirty  bool      // the last exchange did not end cleanly
 	mute   time.Time // a wire that never stops talking is left alone until then
-	debts  []debt
+	looked time.Time // when it was last looked at what came
+	owes   *ledger
 	buf    [bufSize]byte
 	junk   []byte    // what came while nothing was asked; whole frames are taken out
 	others time.Time // somebody else's newest frame; zero: none yet
@@ -102,10 +90,9 @@ type Line struct {
 	echoes echoes
 	noOwed bool // tests: forget what is owed
 
-	spent  []debt    // whose answer nobody expects any more
-	asking []byte    // the newest request
-	asked  [256]bool // units that were ever asked
-	shown  time.Time // end of the newest frame that tap was shown
+	asking []byte        // the newest request
+	shown  time.Time     // end of the newest frame that tap was shown
+	keep   func(*ledger) // takes the account when the Line is closed; nil: nobody does
 }
 
 // newLine takes over the port. late may be nil.
@@ -113,11 +100,20 @@ func newLine(p Port, t timing, late func(byte, time.Duration)) *Line {
 	if late == nil {
 		late = func(byte, time.Duration) {}
 	}
-	return &Line{port: p, timing: t, late: late, dirty: true, junk: make([]byte, 0, bufSize)}
+	return &Line{port: p, timing: t, late: late, dirty: true, junk: make([]byte, 0, bufSize), owes: &ledger{}}
 }
 
 // Close closes the port.
-func (l *Line) Close() error { return l.port.Close() }
+func (l *Line) Close() error {
+	err := l.port.Close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.keep != nil {
+		l.keep(l.owes)
+		l.keep = nil
+	}
+	return err
+}
 
 func (l *Line) timings() exchange { return l.last }
 
@@ -136,9 +132,14 @@ func (l *Line) exchange(ctx context.Context, req []byte, p patience) ([]byte, er
 	if err := l.listen(0); err != nil { // what came since the last exchange is not for this one
 		return nil, err
 	}
-	if err := l.awaitOwed(ctx, req); err != nil {
+	if err := l.awaitOwed(ctx, req, p); err != nil {
 		return nil, err
 	}
+	return l.ask(ctx, req, p)
+}
+
+// ask makes an exchange that nothing stands in the way of.
+func (l *Line) ask(ctx context.Context, req []byte, p patience) ([]byte, error) {
 	if err := l.drain(); err != nil {
 		return nil, err
 	}
@@ -150,133 +151,16 @@ func (l *Line) exchange(ctx context.Context, req []byte, p patience) ([]byte, er
 		l.junk = l.junk[:0]
 	}
 	l.asking = append(l.asking[:0], req...)
-	l.asked[req[0]] = true
 	l.counts.Requests++
+	l.owes.sent(req)
 	if err := l.write(req); err != nil {
+		l.owe(req, p.window)
 		return nil, err
 	}
 	if req[0] == 0 {
 		return l.broadcast(ctx, req)
 	}
 	return l.collect(req, p)
-}
-
-// awaitOwed listens until no late answer can be mistaken for one to req. The
-// same request once more may go at once: its late answer is as good.
-func (l *Line) awaitOwed(ctx context.Context, req []byte) error {
-	for {
-		wait := l.owed(req)
-		if wait <= 0 {
-			return nil
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := l.listen(min(wait, 100*time.Millisecond)); err != nil {
-			return err
-		}
-	}
-}
-
-// owed is how long an answer that could be taken for one to req may still come.
-func (l *Line) owed(req []byte) time.Duration {
-	if l.noOwed {
-		return 0
-	}
-	now, wait := time.Now(), time.Duration(0)
-	kept := l.debts[:0]
-	for _, d := range l.debts {
-		left := d.until.Sub(now)
-		if left <= 0 {
-			l.spend(d)
-			continue
-		}
-		kept = append(kept, d)
-		if old := d.req[:d.n]; sameShape(old, req) && string(old) != string(req[:min(len(req), d.n)]) {
-			wait = max(wait, left)
-		}
-	}
-	l.debts = kept
-	return wait
-}
-
-// owing is owed between two exchanges: what has come by now is looked through first.
-func (l *Line) owing(req []byte) time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.debts)+len(l.spent) == 0 || l.listen(0) != nil {
-		return 0
-	}
-	return l.owed(req)
-}
-
-// listen reads for at most d what nobody waits for.
-func (l *Line) listen(d time.Duration) error {
-	n, err := l.read(l.buf[:], d)
-	if err != nil {
-		return err
-	}
-	if n > 0 {
-		l.counts.Stale += uint64(n)
-		l.dirty = true
-		l.sift(l.buf[:n])
-	}
-	return nil
-}
-
-// sift looks for late answers among stale bytes and strikes them off.
-func (l *Line) sift(p []byte) {
-	if len(l.junk)+len(p) > bufSize {
-		l.junk = l.junk[:0]
-	}
-	l.junk = append(l.junk, p[:min(len(p), bufSize)]...)
-	for from := 0; from+minFrame <= len(l.junk); from++ {
-		n := l.pay(l.junk[from:], nil)
-		if n == 0 {
-			if n = overheard(l.junk[from:]); n > 0 && !l.paySpent(l.junk[from:from+n]) {
-				l.stranger(l.junk[from : from+n])
-			}
-		}
-		if n > 0 {
-			l.junk = append(l.junk[:0], l.junk[from+n:]...)
-			from = -1
-		}
-	}
-}
-
-// pay strikes off the debt that the frame at the start of f answers and returns
-// the frame's length. A frame that also answers req is not touched. On a wire with
-// strangers the frame may be theirs: there the debt stays until its time is over.
-func (l *Line) pay(f, req []byte) int {
-	for i, d := range l.debts {
-		old := d.req[:d.n]
-		if req != nil && string(old) == string(req[:min(len(req), d.n)]) {
-			continue
-		}
-		n := answerLen(old, f)
-		if n <= 0 || n > len(f) || crc(f[:n]) != 0 {
-			continue
-		}
-		if d.paid {
-			return n
-		}
-		if l.others.IsZero() || time.Since(l.others) > strangersLast {
-			l.debts = append(l.debts[:i], l.debts[i+1:]...)
-		} else {
-			l.debts[i].paid = true
-		}
-		l.counts.Late++
-		came := time.Now()
-		if came.After(d.until) { // found among bytes that nobody read for a while
-			came = d.until
-		}
-		after := max(came.Sub(d.sent), d.behind)
-		l.extend(f[0], after)
-		l.late(f[0], after)
-		l.show(f[:n], after, devices.MarkLate)
-		return n
-	}
-	return 0
 }
 
 // drain reads until the wire was silent for so long that the FIFO of an adapter

@@ -70,6 +70,7 @@ func TestHostileBusNeverGivesAnotherRegistersValue(t *testing.T) {
 		{"late, lost, flipped and foreign frames", sim.Faults{BitError: 0.002, Lose: 0.01, Late: 0.03, LateBy: 170 * time.Millisecond, Foreign: 0.02, Stray: 0.01}},
 		{"late by 220 ms at a timeout of 150 ms", sim.Faults{Late: 0.03, LateBy: 220 * time.Millisecond}},
 		{"cut and late", sim.Faults{Cut: 0.02, Late: 0.05, LateBy: 190 * time.Millisecond}},
+		{"noise, and the answer late", sim.Faults{Noise: 0.03, LateBy: 220 * time.Millisecond, Lose: 0.01, BitError: 0.001}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -93,6 +94,57 @@ func TestHostileBusNeverGivesAnotherRegistersValue(t *testing.T) {
 			t.Error("the simulated bus is not hostile enough to show what the owed rule is for")
 		}
 	})
+}
+
+// A gateway that works on its requests one by one and loses sight of time now and
+// then, on a wire on which all else goes wrong, too.
+func TestHostileBusWithAQueue(t *testing.T) {
+	run := func(noOwed bool) (good, wrong int, c devices.Counts) {
+		synctest.Test(t, func(t *testing.T) {
+			l := sim.Line{Baud: 19200, Format: "8E1"}
+			u := counting(1, 1000)
+			u.SetQueue(true)
+			bus := sim.NewBus(l, 7, u)
+			bus.SetFaults(sim.Faults{BitError: 0.001, Lose: 0.005, Foreign: 0.01, Stray: 0.01, Cut: 0.003, Noise: 0.005, LateBy: 220 * time.Millisecond})
+			cfg := testBus(l)
+			cfg.Timeout = 150 * time.Millisecond
+			dev := testDevice(1, 0)
+			f := openSim(t, &Driver{noOwed: noOwed}, cfg, bus, dev)
+			for i := range 10000 {
+				u.SetAnswerTime(10*time.Millisecond, 2*time.Millisecond)
+				if i%20 == 0 {
+					u.SetAnswerTime(time.Duration(100+i%1900)*time.Millisecond, 0)
+				}
+				addr := 10 * (i % 50)
+				raw, _, err := f.again(t.Context(), f.unitOf(dev), span{"holding", addr, addr + 5})
+				if errors.Is(err, devices.ErrNoAnswer) || errors.Is(err, devices.ErrBadFrame) {
+					continue
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				good++
+				for k := range 5 {
+					if int(binary.BigEndian.Uint16(raw[2*k:])) != 1000+addr+k {
+						wrong++
+						break
+					}
+				}
+			}
+			c = f.Counts()
+		})
+		return good, wrong, c
+	}
+	good, wrong, c := run(false)
+	t.Logf("good %d wrong %d of %d requests, %d late, %d damaged, %d timeouts", good, wrong, c.Requests, c.Late, c.Bad, c.Timeouts)
+	if wrong != 0 || good < 8000 || c.Late < 200 {
+		t.Errorf("good %d wrong %d, %+v", good, wrong, c)
+	}
+	_, wrong, _ = run(true)
+	t.Logf("%d wrong with the rule off", wrong)
+	if wrong == 0 {
+		t.Error("with the rule off nothing is wrong: the test tests nothing")
+	}
 }
 
 // A unit that always answers after the timeout, and two registers in turn: each

@@ -14,6 +14,9 @@ import (
 	"busgate/devices"
 )
 
+// knownVersion is that of known: what another one wrote is not used.
+const knownVersion = 2
+
 const (
 	noteEvery = time.Minute // at most so often the Memory is written, for each unit
 	// A register that was refused before a restart is asked again soon: it costs
@@ -24,10 +27,12 @@ const (
 // known is what is kept about a unit over a restart. Nothing of it is needed for
 // a right value: what is out of date costs a request more, or one exception.
 type known struct {
+	Version  int      `json:"version"`            // knownVersion
 	Map      string   `json:"map"`                // of the points it was learned with
 	Identity string   `json:"identity,omitempty"` // of the device
 	Turn     int64    `json:"turn_us"`
 	P99      int64    `json:"p99_us"`
+	Late     int64    `json:"late_us,omitempty"`  // the longest that an answer took which nobody waited for any more
 	MaxRead  int      `json:"max_read,omitempty"` // 0: no limit found
 	Illegal  [][3]int `json:"illegal,omitempty"`  // table, from, to
 	Verified [][3]int `json:"verified,omitempty"`
@@ -47,23 +52,28 @@ func fingerprint(d *config.Device) string {
 	fmt.Fprint(h, d.Profile, d.MaxRead)
 	for i := range d.Points {
 		p := &d.Points[i]
-		fmt.Fprint(h, "|", p.Table, p.Addr, " ", devices.Words(p), p.ScaleReg, p.SunSpec)
+		fmt.Fprint(h, "|", p.Table, p.Addr, " ", devices.Words(p), p.ScaleReg, p.SunSpec, p.Atomic)
 	}
 	return fmt.Sprintf("%016x", h.Sum64())
 }
 
-// recall takes over what the Memory has about the unit, if it is about the same map.
-func (u *unit) recall(m devices.Memory, bus *config.Bus) {
+// recall takes over what the Memory has about the unit, if it is about the same
+// map. It is false when there is something that another version wrote, or that
+// cannot be read.
+func (u *unit) recall(m devices.Memory, bus *config.Bus) bool {
 	if m == nil {
-		return
+		return true
 	}
 	raw, err := m.Load(memoryKey(bus, u.dev.UnitID))
 	if err != nil || len(raw) == 0 {
-		return
+		return true
 	}
 	var k known
-	if json.Unmarshal(raw, &k) != nil || k.Map != fingerprint(u.dev) || !k.sane() {
-		return
+	switch {
+	case json.Unmarshal(raw, &k) != nil || k.Version != knownVersion || !k.sane():
+		return false
+	case k.Map != fingerprint(u.dev):
+		return true
 	}
 	u.saved, u.loaded = k, true
 	u.who, u.mask = k.Identity, k.Mask
@@ -72,6 +82,7 @@ func (u *unit) recall(m devices.Memory, bus *config.Bus) {
 		u.plannedTa = u.ta
 	}
 	u.p99 = time.Duration(k.P99) * time.Microsecond
+	u.latest = time.Duration(k.Late) * time.Microsecond
 	if k.MaxRead > 0 {
 		u.maxRead = k.MaxRead
 	}
@@ -84,6 +95,7 @@ func (u *unit) recall(m devices.Memory, bus *config.Bus) {
 	for _, r := range k.Refused {
 		u.unsupported[span{tables[r[0]], r[1], r[2]}] = refusal{byte(r[3]), time.Now().Add(refusedSoon)}
 	}
+	return true
 }
 
 // sane says that all numbers are in their ranges.
@@ -102,17 +114,18 @@ func (k *known) sane() bool {
 		}
 	}
 	most := int64(time.Minute / time.Microsecond)
-	return k.Turn >= 0 && k.Turn <= most && k.P99 >= 0 && k.P99 <= most && k.MaxRead >= 0 && k.MaxRead <= 125 && k.Mask <= maskMissing
+	return k.Turn >= 0 && k.Turn <= most && k.P99 >= 0 && k.P99 <= most && k.Late >= 0 && k.Late <= most && k.MaxRead >= 0 && k.MaxRead <= 125 && k.Mask <= maskMissing
 }
 
 // knowledge is what is worth keeping of the unit. Times that hardly moved stay as
 // they were saved, so that an SD card is not written for them.
 func (u *unit) knowledge(echo bool) known {
-	k := known{Map: fingerprint(u.dev), Identity: u.who, Mask: u.mask, Echo: echo}
+	k := known{Version: knownVersion, Map: fingerprint(u.dev), Identity: u.who, Mask: u.mask, Echo: echo}
 	k.Turn = steady(u.saved.Turn, u.plannedTa.Microseconds())
 	if u.answer.n >= enough || u.loaded {
 		k.P99 = steady(u.saved.P99, min(u.p99, time.Minute).Microseconds())
 	}
+	k.Late = steady(u.saved.Late, min(u.latest, time.Minute).Microseconds())
 	if u.maxRead < 125 {
 		k.MaxRead = u.maxRead
 	}

@@ -263,3 +263,61 @@ func FuzzRecall(f *testing.F) {
 		makePlan(spans(u.points, []int{0, 1, 2}, nil, limitsOf(testBus(sim.Line{Baud: 9600}), u, timing{}, false)), limitsOf(testBus(sim.Line{Baud: 9600}), u, timing{}, false))
 	})
 }
+
+// What another version wrote is not used, and that is said once, not for each device.
+func TestFactsOfAnotherVersion(t *testing.T) {
+	for _, c := range []struct {
+		name, facts string
+		said        bool
+	}{
+		{"another version", `{"version":1,"map":"x","turn_us":9000}`, true},
+		{"a version from before there were any", `{"map":"x","turn_us":9000}`, true},
+		{"nothing that can be read", "\x00", true},
+		{"a number out of range", `{"version":2,"map":"x","late_us":-1}`, true},
+		{"another map is no news", `{"version":2,"map":"x","turn_us":9000}`, false},
+		{"nothing", "", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				bus := sim.NewBus(sim.Line{Baud: 19200, Format: "8E1"}, 1, counting(1, 0))
+				n := &notebook{facts: map[string][]byte{factKey: []byte(c.facts), strings.TrimSuffix(factKey, "1") + "2": []byte(c.facts)}}
+				a, b := testDevice(1, 0), testDevice(2, 0)
+				b.Name = "pump"
+				var out strings.Builder
+				d := &Driver{OpenPort: func(context.Context, devices.Wire) (Port, error) { return bus.Open() }}
+				f, err := d.Open(t.Context(), devices.Wire{Bus: testBus(bus.Line()), Devices: []*config.Device{a, b}, Memory: n, Log: slog.New(slog.NewTextHandler(&out, nil))})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				lines := strings.Count(out.String(), "\n")
+				if c.said && (lines != 1 || !strings.Contains(out.String(), `another version`) || !strings.Contains(out.String(), `devices="grid pump"`)) || !c.said && lines > 0 {
+					t.Errorf("said: %s", out.String())
+				}
+			})
+		})
+	}
+}
+
+// A unit that was once late is given its time for good, also after a restart.
+func TestLatenessIsRemembered(t *testing.T) {
+	inMemory(t, func(n *notebook, bus *sim.Bus, u *sim.Unit, dev *config.Device) {
+		s := n.again(t, bus, dev)
+		for range 40 {
+			s.poll()
+		}
+		if w := s.f.unitOf(dev).window(s.f.bus); w > 1100*time.Millisecond {
+			t.Errorf("the window of a quick unit is %v", w)
+		}
+		s.f.late(1, 1800*time.Millisecond)
+		s.f.Close()
+		s = n.again(t, bus, dev)
+		defer s.f.Close()
+		for range 200 { // until the late one is no sample any more
+			s.poll()
+		}
+		if w := s.f.unitOf(dev).window(s.f.bus); w != 3600*time.Millisecond {
+			t.Errorf("the window of a unit that was late by 1.8 s is %v", w)
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package modbus
 
 import (
+	"bytes"
 	"errors"
 	"log/slog"
 	"net"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	gb "github.com/goburrow/modbus"
 
 	"busgate/config"
 	"busgate/devices"
@@ -161,6 +164,7 @@ func talk(t *testing.T, cfg *config.Bus) {
 			t.Fatalf("%v\n%s\nwant\n%s", err, texts(a), want)
 		}
 	}
+	largest(t, f.(*field), dev)
 	check := func(p config.Point, text string, many bool) {
 		t.Helper()
 		raw, mask, err := devices.Encode(&p, text, 0)
@@ -200,5 +204,43 @@ func talk(t *testing.T, cfg *config.Bus) {
 	}
 	if c := f.Counts(); c.Bad+c.Foreign+c.Stray != 0 {
 		t.Errorf("%+v", c)
+	}
+}
+
+// largest makes the largest reads that there are, and function 23, which reads
+// what it has just written (Modbus AP v1.1b3, 6.1 to 6.4, 6.17).
+func largest(t *testing.T, f *field, dev *config.Device) {
+	t.Helper()
+	u := f.unitOf(dev)
+	for _, c := range []struct {
+		table string
+		n     int
+	}{{"coil", 2000}, {"discrete", 2000}, {"coil", 1993}, {"holding", 125}, {"input", 125}} {
+		raw, _, err := f.again(t.Context(), u, span{c.table, 0, c.n})
+		if err != nil {
+			t.Errorf("%s %d: %v", c.table, c.n, err)
+			continue
+		}
+		for i := range c.n {
+			if isBits(c.table) {
+				if got := raw[i/8]>>(i%8)&1 == 1; got != (i%3 == 0) {
+					t.Fatalf("%s %d is %v", c.table, i, got)
+				}
+			} else if got := int(raw[2*i])<<8 | int(raw[2*i+1]); got != i+100 {
+				t.Fatalf("%s %d is %d", c.table, i, got)
+			}
+		}
+	}
+	for _, n := range []uint16{1, 2, 121} { // 121: the most that it can write
+		values := make([]byte, 2*n)
+		for i := range values {
+			values[i] = byte(int(n) + i)
+		}
+		raw, err := f.do(t.Context(), u, u.patience(f.bus, f.timing), func(c gb.Client) ([]byte, error) {
+			return c.ReadWriteMultipleRegisters(349, n+2, 350, n, values)
+		})
+		if want := join([]byte{449 >> 8, 449 & 255}, values); err != nil || !bytes.Equal(raw[:len(want)], want) || len(raw) != len(want)+2 {
+			t.Errorf("function 23, %d registers: % x, %v", n, raw, err)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package modbus
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -73,14 +74,28 @@ func (t timing) readTime(table string, n int, ta time.Duration) time.Duration {
 }
 
 // spans lists what the points of a group and more need, sorted, without
-// overlaps. A point without a table stands nowhere.
+// overlaps; those of one atomic group are one span, which no plan divides. A point without a table stands nowhere.
 func spans(list []config.Point, points []int, more []span, l limits) []span {
 	all := slices.Clone(more)
+	whole := map[string]span{} // atomic groups: the gaps in them are read, too
 	for _, i := range points {
-		if list[i].Table != "" {
-			all = append(all, spansOf(&list[i], l)...)
+		p := &list[i]
+		switch {
+		case p.Table == "":
+		case p.Atomic != "":
+			s, known := whole[p.Atomic]
+			if !known {
+				s = valueSpan(p)
+			}
+			for _, part := range spansOf(p, l) {
+				s.from, s.to = min(s.from, part.from), max(s.to, part.to)
+			}
+			whole[p.Atomic] = s
+		default:
+			all = append(all, spansOf(p, l)...)
 		}
 	}
+	all = slices.AppendSeq(all, maps.Values(whole))
 	slices.SortFunc(all, func(a, b span) int {
 		return cmp.Or(cmp.Compare(a.table, b.table), cmp.Compare(a.from, b.from), cmp.Compare(a.to, b.to))
 	})

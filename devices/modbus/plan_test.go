@@ -171,3 +171,33 @@ func TestWritableBusHasShortBlocks(t *testing.T) {
 		t.Errorf("at 300 baud a block of %d registers, want 10", n)
 	}
 }
+
+// Points of one atomic group come in one request, whatever a gap costs; others
+// are planned as ever.
+func TestAtomicGroupsAreNotDivided(t *testing.T) {
+	at := func(name string, addr uint16, group string) config.Point {
+		return config.Point{Name: name, Table: "holding", Addr: addr, Type: "uint16", Bit: -1, ScaleReg: -1, Atomic: group}
+	}
+	list := []config.Point{at("a", 0, "x"), at("b", 90, "x"), at("c", 45, ""), at("d", 100, ""), at("e", 300, "y"), at("f", 310, "y")}
+	for _, c := range []struct {
+		name string
+		l    limits
+	}{
+		{"gaps are dear", limits{maxRead: 125, maxHole: 0}},
+		{"and forbidden", limits{maxRead: 125, maxHole: 124, forbidden: func(string, int, int) bool { return true }}},
+		{"and blocks short, for commands", limits{maxRead: 31, maxHole: 0}},
+	} {
+		c.l.time = func(_ string, n int) time.Duration { return time.Duration(20+n) * time.Millisecond }
+		var got []string
+		for _, r := range makePlan(spans(list, []int{0, 1, 2, 3, 4, 5}, nil, c.l), c.l) {
+			got = append(got, fmt.Sprintf("%d+%d", r.from, r.width()))
+		}
+		want := []string{"0+91", "100+1", "300+11"}
+		if c.l.maxRead < 91 {
+			want = []string{"0+91", "45+1", "100+1", "300+11"} // what lies inside does not lengthen a block that is too long already
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", c.name, got, want)
+		}
+	}
+}

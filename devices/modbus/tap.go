@@ -42,9 +42,14 @@ func (l *Line) stranger(f []byte) {
 		return
 	}
 	l.show(f, 0, devices.MarkForeign)
-	request := isRequest(f)
-	if !request && l.asked[f[0]] {
+	request, peer := isRequest(f), l.owes.peers[f[0]]
+	switch {
+	case peer == nil:
+	case !request:
 		return // an answer of ours so late that nobody knows it any more, or one that came twice
+	case !l.noOwed: // its answer will look like one of ours
+		l.owes.sent(f)
+		peer.owe(f, l.others, l.others, l.others)
 	}
 	l.counts.Intruders++
 	if request || !l.counts.Intruder.Request { // a request says more than its answer

@@ -230,72 +230,6 @@ func testBus9600() *config.Bus {
 	return &config.Bus{Name: "meters", Serial: "/dev/ttyUSB0", Protocol: "modbus-rtu", Baud: 9600, DataBits: 8, Parity: 'N', StopBits: 1}
 }
 
-// slowSlave works on its requests one by one, each for so long, and forgets none.
-type slowSlave struct {
-	work    time.Duration
-	timeout time.Duration
-	free    time.Time
-	due     []time.Time
-	answers [][]byte
-}
-
-func (s *slowSlave) SetReadTimeout(d time.Duration) error { s.timeout = d; return nil }
-func (s *slowSlave) Close() error                         { return nil }
-
-func (s *slowSlave) Write(req []byte) (int, error) {
-	if now := time.Now(); s.free.Before(now) {
-		s.free = now
-	}
-	if req[3] == 0xFF { // only this register takes long
-		s.free = s.free.Add(s.work)
-	}
-	s.due = append(s.due, s.free)
-	s.answers = append(s.answers, seal([]byte{req[0], 3, 2, req[2], req[3]})) // a register holds its address
-	return len(req), nil
-}
-
-func (s *slowSlave) Read(b []byte) (int, error) {
-	end := time.Now().Add(s.timeout)
-	if len(s.due) == 0 || s.due[0].After(end) {
-		time.Sleep(s.timeout)
-		return 0, nil
-	}
-	time.Sleep(time.Until(s.due[0]))
-	n := copy(b, s.answers[0])
-	s.due, s.answers = s.due[1:], s.answers[1:]
-	return n, nil
-}
-
-// A slave that has a queue answers a request and its repetition one after the
-// other, both late: neither is taken for the answer of another register.
-func TestSlaveWithAQueue(t *testing.T) {
-	for _, work := range []time.Duration{100, 200, 300, 400} {
-		for _, timeout := range []time.Duration{60, 120, 250} {
-			synctest.Test(t, func(t *testing.T) {
-				l := newLine(&slowSlave{work: work * time.Millisecond}, timing{char: 500 * time.Microsecond, gap: 2 * time.Millisecond, silence: 58 * time.Millisecond}, nil)
-				p := patience{timeout: timeout * time.Millisecond, window: 400 * time.Millisecond}
-				read := func(addr byte) {
-					for range 2 {
-						ans, err := l.exchange(t.Context(), seal([]byte{1, 3, 0, addr, 0, 1}), p)
-						if err == nil && ans[4] != addr {
-							t.Errorf("%d ms, timeout %d ms: register %d reads %d", int64(work), int64(timeout), addr, ans[4])
-						}
-						if err == nil {
-							return
-						}
-					}
-				}
-				for range 20 {
-					read(0xFF)
-					for addr := range byte(5) {
-						read(addr)
-					}
-				}
-			})
-		}
-	}
-}
-
 // An answer that comes when nobody expects it any more is late, and nobody else's.
 func TestAnswerThatNobodyExpects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -306,7 +240,7 @@ func TestAnswerThatNobodyExpects(t *testing.T) {
 			t.Fatal("an answer came")
 		}
 		time.Sleep(9 * time.Second)
-		if d := l.owed(seal([]byte{1, 3, 0, 9, 0, 2})); d != 0 {
+		if d, _ := l.owes.blocked(seal([]byte{1, 3, 0, 9, 0, 2}), time.Now()); d != 0 {
 			t.Errorf("still owed for %v", d)
 		}
 		l.sift(answer)

@@ -69,6 +69,9 @@ func (o *Opener) classify(path, setting string, err error) *Error {
 		return &Error{"port-missing", "there is no " + path + ". Ports of this computer: busgate scan", err}
 	case errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EWOULDBLOCK) || c == serial.PortBusy:
 		return &Error{"port-busy", name + " is in use by " + o.holder(path), err}
+	case errors.Is(err, unix.EPERM) && majorOf(path) >= 0: // DevicePolicy= of systemd; modes give EACCES
+		return &Error{"port-permission", fmt.Sprintf("the service may not open %s: devices of the kind char-%d are not in its unit. "+
+			"Run: sudo systemctl edit busgate, add the lines [Service] and DeviceAllow=char-%[2]d rw, then restart", name, majorOf(path)), err}
 	case errors.Is(err, fs.ErrPermission) || c == serial.PermissionDenied:
 		return &Error{"port-permission", fmt.Sprintf("no permission for %s (group %s). Run: sudo usermod -aG %[2]s %s, then restart",
 			name, groupOf(path), userName()), err}
@@ -139,6 +142,15 @@ func groupOf(path string) string {
 		return g.Name
 	}
 	return id
+}
+
+// majorOf is the major number of a character device, -1 when it is none.
+func majorOf(path string) int {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR {
+		return -1
+	}
+	return int(unix.Major(uint64(st.Rdev)))
 }
 
 func userName() string {

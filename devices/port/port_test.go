@@ -166,10 +166,40 @@ func TestBusyPort(t *testing.T) {
 	_, err = o.Open(bus(slave), 1, quiet)
 	wants(t, err, "port-busy", name+" is in use by mbmd (pid 812). Two programs cannot share one RS-485 port; stop it: systemctl stop mbmd")
 
+	// A container has terminals of its own by the same names.
+	_, other := pty(t)
+	os.Remove(filepath.Join(fd, "7"))
+	os.Symlink(other, filepath.Join(fd, "7"))
+	_, err = o.Open(bus(slave), 1, quiet)
+	wants(t, err, "port-busy", name+" is in use by another program; see which: sudo fuser -v "+slave)
+
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
 	open(t, &o, slave)
+}
+
+func TestSameDevice(t *testing.T) {
+	node := func(dev, ino uint64, major, minor uint32) *unix.Stat_t {
+		return &unix.Stat_t{Dev: dev, Ino: ino, Mode: unix.S_IFCHR, Rdev: unix.Mkdev(major, minor)}
+	}
+	usb, pts := node(5, 100, 188, 0), node(24, 3, 136, 0)
+	for _, c := range []struct {
+		fact string
+		a, b *unix.Stat_t
+		want bool
+	}{
+		{"one node", node(5, 100, 188, 0), usb, true},
+		{"a node of its own in a container", node(70, 9, 188, 0), usb, true},
+		{"another adapter", node(5, 101, 188, 1), usb, false},
+		{"a file", &unix.Stat_t{Dev: 8, Ino: 1, Mode: unix.S_IFREG, Rdev: usb.Rdev}, usb, false},
+		{"one terminal", node(24, 3, 136, 0), pts, true},
+		{"a terminal of a container by the same name and number", node(71, 3, 136, 0), pts, false},
+	} {
+		if got := sameDevice(c.a, c.b); got != c.want {
+			t.Errorf("%s: %v", c.fact, got)
+		}
+	}
 }
 
 func TestPortThatIsShared(t *testing.T) {
@@ -206,6 +236,10 @@ func TestTextsOfOpening(t *testing.T) {
 	for _, e := range []error{unix.EACCES, unix.EPERM} {
 		wants(t, o.classify(node, "9600 8E1", e), "port-permission", permission)
 	}
+	wants(t, o.classify("/dev/null", "9600 8E1", unix.EPERM), "port-permission", "the service may not open null: devices of the kind char-1 are not in its unit. "+
+		"Run: sudo systemctl edit busgate, add the lines [Service] and DeviceAllow=char-1 rw, then restart")
+	wants(t, o.classify("/dev/null", "9600 8E1", unix.EACCES), "port-permission", fmt.Sprintf("no permission for null (group %s). Run: sudo usermod -aG %[1]s %s, then restart",
+		groupOf("/dev/null"), me.Username))
 	wants(t, o.classify(node, "9600 8E1", unix.EINVAL), "port-settings", node+" cannot be set to 9600 8E1 (invalid argument); try another baud or format")
 	wants(t, o.classify(node, "9600 8E1", unix.EIO), "port-gone", node+" does not open (input/output error): is the adapter still plugged in?")
 	wants(t, lost(node, 1, unix.EIO), "port-gone", node+" is gone (unplugged, or the USB hub lost power). 1 device offline. It is opened again as soon as it is back")

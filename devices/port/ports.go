@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Found is a serial port of this computer.
@@ -136,16 +138,30 @@ type holder struct {
 	pid       int
 }
 
+// sameDevice says that two nodes are one device. A container has nodes of its
+// own for the devices it shares, and terminals of its own by the same numbers.
+func sameDevice(a, b *unix.Stat_t) bool {
+	const ptySlaves = 136 // to 143: major numbers of pseudo terminals
+	if a.Dev == b.Dev && a.Ino == b.Ino {
+		return true
+	}
+	major := unix.Major(uint64(b.Rdev))
+	return a.Mode&unix.S_IFMT == unix.S_IFCHR && b.Mode&unix.S_IFMT == unix.S_IFCHR && a.Rdev == b.Rdev && (major < ptySlaves || major > ptySlaves+7)
+}
+
 // holderOf looks for who has path open among the processes that we may look at.
 func holderOf(proc, path string) (holder, bool) {
-	real, err := filepath.EvalSymlinks(path)
-	if err != nil {
+	var port unix.Stat_t
+	if unix.Stat(path, &port) != nil {
 		return holder{}, false
 	}
 	fds, _ := filepath.Glob(filepath.Join(proc, "[0-9]*", "fd", "*"))
 	for _, fd := range fds {
-		to, err := os.Readlink(fd)
-		if err != nil || to != real {
+		if to, err := os.Readlink(fd); err != nil || !filepath.IsAbs(to) { // most are sockets and pipes
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Stat(fd, &st) != nil || !sameDevice(&st, &port) {
 			continue
 		}
 		dir := filepath.Dir(filepath.Dir(fd))

@@ -68,7 +68,7 @@ func (b *Bus) endFrameLocked(at time.Duration) {
 		b.stats.Foreign++
 		foreign = b.line.Seal(id%247+1, answer)
 	}
-	b.deliverLocked(b.line.Seal(id, answer), foreign, f, at+think)
+	b.deliverLocked(b.line.Seal(id, answer), foreign, f, u.done(at, think))
 }
 
 // deliverLocked puts an answer on the wire at the moment at, as the faults want
@@ -78,6 +78,11 @@ func (b *Bus) deliverLocked(p, before []byte, f Faults, at time.Duration) {
 	if b.rollLocked(g.Lose) || b.rollLocked(f.Lose) {
 		b.stats.Lost++
 		return
+	}
+	if b.rollLocked(g.Noise) || b.rollLocked(f.Noise) {
+		b.garbageLocked(4, at)
+		b.stats.Late++
+		at += max(g.LateBy, f.LateBy)
 	}
 	switch {
 	case b.rollLocked(g.Late):

@@ -18,6 +18,7 @@ type Faults struct {
 	Cut       float64       // answers that lose some bytes in the middle
 	Late      float64       // answers that come LateBy later
 	LateBy    time.Duration //
+	Noise     float64       // answers in whose place noise comes; they come LateBy later
 	Foreign   float64       // answers before which a good frame of another unit comes
 	Stray     float64       // answers that StrayByte precedes
 	StrayByte byte          //

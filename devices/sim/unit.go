@@ -35,6 +35,8 @@ type Unit struct {
 	ident   []string // vendor, product code, revision; nil = no function 0x2B
 	answer  time.Duration
 	jitter  time.Duration
+	queue   bool          // works on its requests one by one
+	free    time.Duration // ... and has done them then, since the start of its bus
 	maxRead int
 	faults  Faults
 	served  uint64

@@ -1,5 +1,7 @@
 package sim
 
+import "time"
+
 // SetSilent makes the unit give no answer to these functions, as cheap devices
 // do with those they do not know.
 func (u *Unit) SetSilent(functions ...byte) {
@@ -27,4 +29,23 @@ func (u *Unit) muteLocked(pdu []byte) bool {
 		u.watch(pdu)
 	}
 	return u.silent[pdu[0]]
+}
+
+// SetQueue makes the unit, or the gateway before it, work on its requests one by
+// one and forget none: what comes meanwhile waits.
+func (u *Unit) SetQueue(on bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.queue = on
+}
+
+// done is when the unit has worked for d on what comes at.
+func (u *Unit) done(at, d time.Duration) time.Duration {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.queue {
+		at = max(at, u.free)
+		u.free = at + d
+	}
+	return at + d
 }

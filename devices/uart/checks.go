@@ -48,6 +48,20 @@ func newCheck(f *config.Frame) (func(frame []byte) bool, error) {
 	}, nil
 }
 
+// bare says that a good frame came without a check: it has none, or its kind may
+// leave it out, as meters of DSMR 2 and 3 do and some NMEA sentences.
+func bare(f *config.Frame, b []byte) bool {
+	switch f.Kind {
+	case "nmea":
+		return bytes.IndexByte(b, '*') < 0
+	case "p1":
+		return p1Digits(b) == ""
+	case "sml":
+		return false
+	}
+	return f.Check == "" || f.Check == "none"
+}
+
 // checksum is a test of bytes against the size bytes behind them.
 func checksum(name string) (test func(b, want []byte) bool, size int, err error) {
 	sum := func(b []byte) (n uint16) {

@@ -22,6 +22,7 @@ const (
 type Field struct {
 	bus  *config.Bus
 	log  *slog.Logger
+	tap  *devices.Tap // may be nil
 	port Port
 	stop chan struct{}
 	wg   sync.WaitGroup
@@ -39,12 +40,13 @@ type Field struct {
 	timeouts uint64
 	asked    time.Time // end of the request that is waited for; zero: none
 	answered time.Time // its first byte
+	shown    time.Time // end of the last frame on the tap
 }
 
 var _ devices.Field = (*Field)(nil)
 
 func newField(w devices.Wire, p Port) *Field {
-	f := &Field{bus: w.Bus, log: w.Log, port: p, stop: make(chan struct{}), news: make(chan struct{}, 1)}
+	f := &Field{bus: w.Bus, log: w.Log, tap: w.Tap, port: p, stop: make(chan struct{}), news: make(chan struct{}, 1)}
 	f.Devices(w.Devices)
 	f.wg.Go(f.read)
 	return f
@@ -130,12 +132,40 @@ func (f *Field) Devices(devs []*config.Device) {
 			f.log.Error("sensor left out", "bus", f.bus.Name, "device", d.Name, "err", err)
 			continue
 		}
+		if f.tap != nil {
+			st.show = f.shower(len(next) == 0)
+		}
 		if old := f.stationLocked(d.Name); old != nil {
 			st.inherit(old)
 		}
 		next = append(next, st)
 	}
 	f.stations = next
+}
+
+// shower gives what a station hears to the tap. Several stations of one line hear
+// the same: only the first tells of what is lost. f.mu is held when it is called.
+func (f *Field) shower(first bool) func(b []byte, mark devices.Mark, at time.Time) {
+	return func(b []byte, mark devices.Mark, at time.Time) {
+		if !first && mark != devices.MarkOK {
+			return
+		}
+		x := devices.Frame{At: at, Data: b, Mark: mark}
+		if mark == devices.MarkOK && !f.asked.IsZero() && f.answered.After(f.asked) {
+			x.RTT = f.answered.Sub(f.asked)
+		}
+		f.noteLocked(x)
+	}
+}
+
+// noteLocked shows a frame, with the silence that was before it as far as the
+// reads of the line tell.
+func (f *Field) noteLocked(x devices.Frame) {
+	if !f.shown.IsZero() {
+		x.Gap = max(0, x.At.Sub(f.shown)-time.Duration(len(x.Data))*charTime(f.bus))
+	}
+	f.shown = x.At
+	f.tap.Note(x)
 }
 
 func (f *Field) station(dev *config.Device) *station {
@@ -166,6 +196,7 @@ func (f *Field) Counts() devices.Counts {
 		c.Stale += st.stream.stale
 		c.Overrun += st.stream.overrun
 		c.Skipped += st.skipped
+		c.Unchecked += st.unchecked
 	}
 	return c
 }

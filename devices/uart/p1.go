@@ -47,7 +47,7 @@ func p1Check(b []byte, must bool) bool {
 	if mark < 0 {
 		return false
 	}
-	digits := strings.TrimRight(string(b[mark+1:]), "\r\n")
+	digits := p1Digits(b)
 	if digits == "" {
 		return !must
 	}
@@ -55,18 +55,32 @@ func p1Check(b []byte, must bool) bool {
 	return err == nil && len(digits) <= 4 && crc16(b[:mark+1], 0, 0xA001) == uint16(want)
 }
 
+// p1Digits is the check of a telegram in hex, as it was sent.
+func p1Digits(b []byte) string {
+	_, digits, _ := bytes.Cut(b, []byte("!"))
+	return strings.TrimRight(string(digits), "\r\n")
+}
+
 // p1Lines finds the values of a telegram: the text in the last pair of brackets
 // of each line, under its OBIS code. The last one is also that of an M-Bus
-// meter, whose first one is a time.
+// meter, whose first one is a time. Meters of DSMR 2 and 3 write its value on a
+// line of its own behind the code (DSMR 3.0, 6.6).
 func p1Lines(b []byte) map[string]string {
 	out := map[string]string{}
+	code := ""
 	for line := range strings.Lines(string(b)) {
 		line = strings.TrimRight(line, "\r\n")
 		open, last := strings.IndexByte(line, '('), strings.LastIndexByte(line, '(')
-		if open < 1 || !strings.HasSuffix(line, ")") || len(out) >= maxEntries {
+		if open < 0 || !strings.HasSuffix(line, ")") || len(out) >= maxEntries {
+			code = ""
 			continue
 		}
-		out[line[:open]] = line[last+1 : len(line)-1]
+		if open > 0 {
+			code = line[:open]
+		}
+		if code != "" {
+			out[code] = line[last+1 : len(line)-1]
+		}
 	}
 	return out
 }

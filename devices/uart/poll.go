@@ -101,6 +101,9 @@ func (f *Field) ask(ctx context.Context, st *station, points []int, last uint64)
 		f.bytesOut += uint64(n)
 		end := time.Now().Add(time.Duration(n) * charTime(f.bus))
 		f.asked = end
+		if n > 0 {
+			f.noteLocked(devices.Frame{At: end, Out: true, Data: st.dev.Frame.Request[:n], Mark: devices.MarkOK})
+		}
 		f.mu.Unlock()
 		if err != nil {
 			return tries, err
@@ -112,6 +115,7 @@ func (f *Field) ask(ctx context.Context, st *station, points []int, last uint64)
 		} else if errors.Is(err, devices.ErrNoAnswer) {
 			st.timeouts++
 			f.timeouts++
+			f.noteLocked(devices.Frame{At: time.Now(), RTT: time.Since(end), Mark: devices.MarkSilence})
 		}
 		f.asked = time.Time{}
 		f.mu.Unlock()

@@ -13,14 +13,16 @@ import (
 type station struct {
 	dev    *config.Device
 	stream stream
+	show   func(b []byte, mark devices.Mark, at time.Time) // for those who watch; nil: nobody
 	picks  []pick
 	cells  []cell
 
-	frames  uint64 // good ones so far; the number of the newest
-	skipped uint64 // good ones of which a value was replaced before a poll took it
-	heard   time.Time
-	bad     share
-	judged  [2]uint64 // bad frames and lost bytes at the last poll or probe
+	frames    uint64 // good ones so far; the number of the newest
+	skipped   uint64 // good ones of which a value was replaced before a poll took it
+	unchecked uint64 // good ones whose protocol may leave the check out, and did
+	heard     time.Time
+	bad       share
+	judged    [2]uint64 // bad frames and lost bytes at the last poll or probe
 
 	requests, timeouts uint64
 	trips              []time.Duration // of the last 64 answers of a polled sensor
@@ -68,26 +70,47 @@ func (st *station) inherit(old *station) {
 	if !reflect.DeepEqual(st.dev.Frame, old.dev.Frame) {
 		return
 	}
-	dev, picks, cells := st.dev, st.picks, st.cells
+	dev, picks, cells, show := st.dev, st.picks, st.cells, st.show
 	if reflect.DeepEqual(dev.Points, old.dev.Points) {
 		cells = old.cells
 	}
 	*st = *old
-	st.dev, st.picks, st.cells = dev, picks, cells
+	st.dev, st.picks, st.cells, st.show = dev, picks, cells, show
 }
 
 // feed takes bytes that came at now and reports whether a good frame ended.
 func (st *station) feed(b []byte, quiet bool, now time.Time) bool {
 	good, bad := st.stream.good, st.stream.bad
+	st.stream.lost = st.watched(now)
 	st.stream.feed(b, quiet, func(raw []byte) { st.take(raw, now) })
 	st.bad.add(now, st.stream.good-good, st.stream.bad-bad)
 	return st.stream.good > good
+}
+
+// watched shows what is lost of the bytes that came at now.
+func (st *station) watched(now time.Time) func(b []byte, damaged bool) {
+	if st.show == nil {
+		return nil
+	}
+	return func(b []byte, damaged bool) {
+		mark := devices.MarkStray
+		if damaged {
+			mark = devices.MarkCRC
+		}
+		st.show(b, mark, now)
+	}
 }
 
 // take puts the values of a good frame into the cells.
 func (st *station) take(raw []byte, now time.Time) {
 	st.frames++
 	st.heard = now
+	if st.show != nil {
+		st.show(raw, devices.MarkOK, now)
+	}
+	if bare(st.dev.Frame, raw) {
+		st.unchecked++
+	}
 	f := newFrame(st.dev.Frame, raw)
 	replaced := false
 	for i, pk := range st.picks {

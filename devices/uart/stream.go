@@ -13,7 +13,12 @@ type stream struct {
 	framer framer
 	check  func(frame []byte) bool
 
-	buf []byte
+	// lost, when set, sees the bytes that are given up: those of a damaged frame
+	// once, those between frames as they go. It may not keep them.
+	lost func(b []byte, damaged bool)
+
+	buf  []byte
+	told int // bytes of buf that lost has seen
 
 	good, bad uint64 // frames
 	stale     uint64 // bytes outside of frames, and those of bad ones
@@ -40,6 +45,7 @@ func (s *stream) scan(quiet bool, emit func([]byte)) {
 		from, to, long := s.framer.find(b, quiet)
 		s.overrun += uint64(long)
 		s.stale += uint64(from - long)
+		s.tell(b[:from], false)
 		if to == 0 {
 			b = b[from:]
 			break
@@ -49,14 +55,19 @@ func (s *stream) scan(quiet bool, emit func([]byte)) {
 		case s.check(frame):
 			s.good++
 			emit(frame)
+			s.told = max(0, s.told-len(frame))
 			b = b[to:]
 		case s.framer.again():
 			s.bad++
 			s.stale++
+			s.tell(frame, true)
+			s.told = max(s.told, len(frame)) - 1
 			b = b[from+1:]
 		default:
 			s.bad++
 			s.stale += uint64(len(frame))
+			s.tell(frame, true)
+			s.told = max(0, s.told-len(frame))
 			b = b[to:]
 		}
 	}
@@ -66,5 +77,22 @@ func (s *stream) scan(quiet bool, emit func([]byte)) {
 // reset forgets an incomplete frame.
 func (s *stream) reset() {
 	s.stale += uint64(len(s.buf))
+	s.tell(s.buf, false)
 	s.buf = s.buf[:0]
+}
+
+// tell shows the bytes that are given up: a damaged frame as a whole, of others
+// those that were not shown as part of one.
+func (s *stream) tell(b []byte, damaged bool) {
+	if damaged {
+		if s.lost != nil {
+			s.lost(b, true)
+		}
+		return
+	}
+	seen := min(s.told, len(b))
+	s.told -= seen
+	if s.lost != nil && len(b) > seen {
+		s.lost(b[seen:], false)
+	}
 }

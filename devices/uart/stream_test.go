@@ -66,6 +66,8 @@ func TestFraming(t *testing.T) {
 		{"hex lines with an LRC", config.Frame{Kind: "line", Start: []byte(":"), Check: "lrc"}, []string{":0103FC\r\n:0103FD\r\n"}, []string{":0103FC\r\n"}, 1},
 		{"between start and end", config.Frame{Kind: "delimited", Start: []byte{2}, End: []byte{3}}, []string{"x\x02a", "b\x03y\x02\x03"}, []string{"\x02ab\x03", "\x02\x03"}, 0},
 		{"a start without an end is given up", config.Frame{Kind: "delimited", Start: []byte{2}, End: []byte{3}, Max: 6}, []string{"\x02aaaaaaaa\x02b\x03"}, []string{"\x02b\x03"}, 0},
+		{"the next header inside a bad line", config.Frame{Kind: "line", Header: []byte("T="), Check: "xor"}, []string{"T=9T=1*58\n"}, []string{"T=1*58\n"}, 1},
+		{"the next start inside a bad one", config.Frame{Kind: "delimited", Start: []byte{2}, End: []byte{3}, Check: "xor"}, []string{"\x02a\x02b*62\x03\x02c*63\x03"}, []string{"\x02b*62\x03", "\x02c*63\x03"}, 1},
 		{"fixed, end bytes count", config.Frame{Kind: "fixed", Start: []byte{0xAA}, End: []byte{0xAB}, Length: 4}, []string{"\xAA12\xAC\xAA34\xAB"}, []string{"\xAA34\xAB"}, 1},
 		{"the next header inside a bad frame", config.Frame{Kind: "fixed", Header: []byte{'H'}, Length: 4, Check: "sum8"}, []string{"H1H12\xAB"}, []string{"H12\xAB"}, 1},
 		{"length, little endian", config.Frame{Kind: "length", Header: []byte{'L'}, At: 1, Size: 2, Endian: "little", Add: 3}, []string{"L\x02\x00abL\x00\x00"}, []string{"L\x02\x00ab", "L\x00\x00"}, 0},
@@ -100,6 +102,55 @@ func TestFraming(t *testing.T) {
 			}
 			if s.bad != c.bad {
 				t.Errorf("bad %d, want %d", s.bad, c.bad)
+			}
+		})
+	}
+}
+
+// Who watches sees every byte once: good frames, damaged ones as a whole, and the
+// pieces between them.
+func TestEveryByteIsShownOnce(t *testing.T) {
+	four := config.Frame{Kind: "fixed", Header: []byte{'H'}, Length: 4, Check: "sum8"}
+	for _, c := range []struct {
+		name  string
+		frame config.Frame
+		in    []string
+		want  []string
+	}{
+		{"a damaged frame, then the next one inside it", four, []string{"H1H12\xAB"}, []string{"damaged H1H1", "good H12\xAB"}},
+		{"a damaged frame and what follows", four, []string{"H123", "zz"}, []string{"damaged H123", "stray zz"}},
+		{"stray bytes between good frames", four, []string{"xxH12\xABy", "H12\xAB"}, []string{"stray xx", "good H12\xAB", "stray y", "good H12\xAB"}},
+		{"two damaged frames in one", four, []string{"HH12", "3", "45"}, []string{"damaged HH12", "damaged H123", "stray 45"}},
+		{"damaged, good, damaged", four, []string{"H1H12\xABH123", "q"}, []string{"damaged H1H1", "good H12\xAB", "damaged H123", "stray q"}},
+		{"lines are not searched again", config.Frame{Kind: "line", Check: "xor"}, []string{"\n", "a*00\n", "b\n"}, []string{"stray \n", "damaged a*00\n", "damaged b\n"}},
+		{"what is left when a sensor is asked again", four, []string{"H1", "!"}, []string{"stray H1"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			fr, err := newFramer(&c.frame, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			check, err := newCheck(&c.frame)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			s := &stream{framer: fr, check: check, lost: func(b []byte, damaged bool) {
+				word := "stray "
+				if damaged {
+					word = "damaged "
+				}
+				got = append(got, word+string(b))
+			}}
+			for _, in := range c.in {
+				if in == "!" {
+					s.reset()
+					continue
+				}
+				s.feed([]byte(in), false, func(b []byte) { got = append(got, "good "+string(b)) })
+			}
+			if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", c.want) {
+				t.Errorf("got  %q\nwant %q", got, c.want)
 			}
 		})
 	}

@@ -33,7 +33,7 @@ func textValue(p *config.Point, s string) (devices.Value, devices.Quality, error
 		}
 		return devices.DecodeInteger(p, neg, mag, exp)
 	}
-	// more than 64 bits, or an exponent
+	// an exponent, or more than 64 bits
 	t := strings.TrimRightFunc(s, unit)
 	switch strings.ToLower(s) {
 	case "nan", "-nan", "inf", "-inf", "+inf":
@@ -43,7 +43,10 @@ func textValue(p *config.Point, s string) (devices.Value, devices.Quality, error
 	if err != nil && !math.IsInf(f, 0) || strings.ContainsAny(s, "xX_pP") {
 		return devices.Value{}, 0, &devices.RangeError{Text: p.Name + " " + strconv.QuoteToASCII(cut(s)) + " is no number; not published"}
 	}
-	return devices.DecodeNumber(p, f, 0)
+	if strings.ContainsAny(t, "eE") || math.IsNaN(f) || math.IsInf(f, 0) {
+		return devices.DecodeNumber(p, f, 0)
+	}
+	return devices.DecodeLong(p, f)
 }
 
 func boolValue(p *config.Point, s string) (devices.Value, devices.Quality, error) {

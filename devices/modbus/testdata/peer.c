@@ -47,13 +47,13 @@ int main(int argc, char **argv)
 		return 2;
 	rtu = strcmp(argv[1], "rtu") == 0;
 	ctx = rtu ? modbus_new_rtu(argv[2], 19200, 'N', 8, 1) : modbus_new_tcp("127.0.0.1", atoi(argv[2]));
-	map = modbus_mapping_new(500, 500, 500, 500);
+	map = modbus_mapping_new(2000, 2000, 500, 500);
 	if (!ctx || !map)
 		return 1;
-	for (i = 0; i < 500; i++) {
+	for (i = 0; i < 500; i++)
 		map->tab_registers[i] = map->tab_input_registers[i] = i + 100;
+	for (i = 0; i < 2000; i++)
 		map->tab_bits[i] = map->tab_input_bits[i] = i % 3 == 0;
-	}
 	modbus_set_slave(ctx, 1);
 	if (rtu) {
 		if (modbus_connect(ctx))
