@@ -9,14 +9,17 @@ import (
 
 // Defaults and limits of consumers.
 const (
-	maxWindow          = 1024
+	maxWindow          = 8192 // a lease is 24 bytes of RAM; packet ids repeat after 65,535
 	defaultWindow      = 100
 	defaultWindowExact = 20
 
 	defaultQuotaBytes   = 64 << 20
 	defaultQuotaRecords = 100000
 
-	maxOpenBytes = 16 << 10 // of the column open: maxWindow leases fit
+	// Of the column open. maxWindow leases fit even when no two of them make a
+	// run; those of a window usually make a few.
+	maxOpenBytes  = 128 << 10
+	maxOpenLeases = 1 << 16 // read back of it
 )
 
 // Consumer is somebody durable that records wait for. All methods are safe for
@@ -206,39 +209,76 @@ func (c *Consumer) row() []any {
 	return append(a, appendSpans(nil, &c.heads), c.ord, appendLeases(nil, c.open))
 }
 
-// appendLeases writes the column open. What does not fit is left out from the
-// end: those deliveries may be repeated after a restart.
+// openRuns begins the column open when it is made of runs. Without it each entry
+// is one lease, as it was written first: no lease has the number that a column
+// of that form would begin with.
+const openRuns = 1
+
+// appendLeases writes the column open as runs of leases whose numbers follow each
+// other, in one lane and state: a window of thousands is on disk in a few bytes.
+// Of their sizes the sum is kept. What does not fit is left out from the end:
+// those deliveries may be repeated after a restart.
 func appendLeases(dst []byte, open []lease) []byte {
+	if len(open) == 0 {
+		return dst
+	}
+	dst = append(dst, openRuns)
 	var at lease
-	for _, l := range open {
+	for i := 0; i < len(open); {
+		l, n, size := open[i], 1, uint64(open[i].size)
+		for ; i+n < len(open) && open[i+n].follows(l, n); n++ {
+			size += uint64(open[i+n].size)
+		}
 		before := len(dst)
 		dst = binary.AppendVarint(dst, int64(l.ord-at.ord))
 		dst = binary.AppendVarint(dst, int64(l.seq-at.seq))
 		dst = append(dst, l.lane|l.state<<2)
-		dst = binary.AppendUvarint(dst, uint64(l.size))
+		dst = binary.AppendUvarint(dst, size)
+		dst = binary.AppendUvarint(dst, uint64(n))
 		if len(dst) > maxOpenBytes {
 			return dst[:before]
 		}
-		at = l
+		i += n
+		at = open[i-1]
 	}
 	return dst
+}
+
+// follows says whether a lease is the nth after from in a run.
+func (l lease) follows(from lease, n int) bool {
+	return l.ord == from.ord+uint64(n) && l.seq == from.seq+uint64(n) && l.lane == from.lane && l.state == from.state
 }
 
 // parseLeases reads the column open.
 func parseLeases(b []byte) ([]lease, error) {
 	f := fields{b: b}
+	runs := len(b) > 0 && b[0] == openRuns
+	if runs {
+		f.byte()
+	}
 	var open []lease
 	var at lease
-	for len(f.b) > 0 && len(open) <= maxOpenBytes/4 {
+	for len(f.b) > 0 {
 		at.ord += uint64(f.varint())
 		at.seq += uint64(f.varint())
 		x := f.byte()
 		at.lane, at.state = x&3, x>>2
-		at.size = uint32(f.uvarint(1<<32 - 1))
-		if f.bad || at.state > stateDone {
+		size, n := f.uvarint(1<<45), uint64(1)
+		if runs {
+			n = f.uvarint(maxOpenLeases)
+		}
+		if f.bad || at.state > stateDone || n == 0 || len(open)+int(n) > maxOpenLeases || size/n >= 1<<31 {
 			return nil, fmt.Errorf("%w: open deliveries", errDamaged)
 		}
-		open = append(open, at)
+		for i := range n {
+			at.size = uint32(size / n)
+			if i == 0 {
+				at.size += uint32(size % n)
+			} else {
+				at.ord, at.seq = at.ord+1, at.seq+1
+			}
+			open = append(open, at)
+		}
 	}
 	return slices.Clip(open), nil
 }

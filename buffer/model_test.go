@@ -159,6 +159,9 @@ func (m *model) consumer() {
 	m.n++
 	name := fmt.Sprintf("c%d", m.n)
 	o := ConsumerOptions{Kind: Kind(m.rnd.IntN(2)), Window: 1 + m.rnd.IntN(60), Exact: m.rnd.IntN(3) == 0, QuotaRecords: -1, QuotaBytes: -1}
+	if m.rnd.IntN(4) == 0 {
+		o.Window = maxWindow
+	}
 	c, err := m.s.Consumer(name, o)
 	if err != nil {
 		m.errorf("%v", err)

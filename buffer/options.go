@@ -82,7 +82,7 @@ const (
 type ConsumerOptions struct {
 	Kind Kind
 
-	Window int    // open leases of an uplink, 1..1024 (100; 20 with Exact)
+	Window int    // open leases of an uplink, 1..8192 (100; 20 with Exact)
 	Exact  bool   // leases are on disk before Next returns
 	Stream string // the stream that numbers its records, for the loss ledger
 

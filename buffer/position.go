@@ -177,8 +177,12 @@ func (c *Consumer) skipLocked(l int, first, last uint64) bool {
 	return true
 }
 
-// leasedLocked says whether a lease in [from, to) of a lane is open.
+// leasedLocked says whether a lease in [from, to) of a lane is open. Leases lie
+// where heads have read and not finished.
 func (c *Consumer) leasedLocked(l int, from, to uint64) bool {
+	if !slices.ContainsFunc(c.heads[l], func(h head) bool { return from < h.next && to > h.done }) {
+		return false
+	}
 	return slices.ContainsFunc(c.open, func(e lease) bool {
 		return int(e.lane) == l && e.state != stateDone && e.seq >= from && e.seq < to
 	})

@@ -1,8 +1,6 @@
 package uplink
 
 import (
-	"bytes"
-	"fmt"
 	"reflect"
 	"slices"
 	"time"
@@ -33,34 +31,17 @@ func (l *Link) announce(e *epoch) {
 				continue
 			}
 			topic, payload := l.rename(m.Topic), m.Payload
+			var told func(packets.ControlPacket)
 			if m.Topic == l.gw.Base()+"/gateway/info" {
-				payload = l.closingNumber(payload)
+				payload, told = l.closingNumber(payload), func(packets.ControlPacket) { l.closingTold() }
 			}
 			if int64(len(topic)+len(payload)) <= l.set.maxPacket-maxHeader {
-				l.s.say(topic, payload, m.Retain && l.set.retain, nil)
+				l.s.say(topic, payload, m.Retain && l.set.retain, told)
 			}
 		}
 	}
 	l.subscribe()
 	l.report(e)
-}
-
-// closingNumber adds to gateway/info the last number of the former boot in the
-// stream of this uplink: "last":{"boot":"k3qz7aa-11","n":84210}. A receiver that
-// has 1..n of that boot, but for the ranges of loss reports, has everything.
-func (l *Link) closingNumber(info []byte) []byte {
-	if l.o.Closing == nil {
-		return info
-	}
-	boot, n := l.o.Closing()
-	body, ok := bytes.CutSuffix(info, []byte("}"))
-	if boot == "" || !ok || !bytes.HasPrefix(info, []byte("{")) {
-		return info
-	}
-	if len(body) > 1 {
-		body = append(slices.Clone(body), ',')
-	}
-	return fmt.Appendf(body, `"last":{"boot":%q,"n":%d}}`, boot, n)
 }
 
 // subscribe makes the subscriptions of this session those of the configuration.

@@ -113,7 +113,7 @@ func (l *Link) open(ctx context.Context, ad address, clean bool) (*opened, error
 	if err != nil {
 		return nil, err
 	}
-	tune(raw, max(10*time.Second, l.set.keepAlive))
+	tune(raw, max(10*time.Second, l.set.keepAlive), l.set.cfg.Congestion)
 	var conn net.Conn = &counted{Conn: raw, c: &l.bytes}
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
@@ -216,6 +216,14 @@ func (l *Link) connect(clean bool) (*packets.ConnectPacket, error) {
 			return nil, fmt.Errorf("read the password: %w", err)
 		}
 		p.PasswordFlag, p.Password = true, bytes.TrimRight(secret, "\r\n")
+	}
+	if presets[cfg.Profile].hub && p.PasswordFlag {
+		now, known := l.o.Clock()
+		password, until, err := token(string(p.Password), cfg.User, now, known)
+		if err != nil {
+			return nil, fmt.Errorf("make the token of the device: %w", err)
+		}
+		p.Password, l.tokenEnds = []byte(password), until
 	}
 	return p, nil
 }

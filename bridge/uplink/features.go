@@ -29,6 +29,7 @@ const (
 	largeFrom    = 16 << 10
 	smallest     = 4 << 10 // max_packet is never halved below
 	strikesOut   = 3       // closes after the use of a feature, until it is switched off
+	strikesBorne = 12      // ... when the same broker has borne it before
 	suspectFor   = 5 * time.Second
 	degradedFor  = 24 * time.Hour
 	bareFor      = 10 * time.Minute // the first time: it may have been an outage
@@ -46,13 +47,18 @@ var featureNames = [features]string{"private", "large", "qos2", "retain", "will"
 //
 // After the first such close connections are careful: nothing but CONNECT and
 // PINGREQ leaves until the broker has answered, so that a bad network is not
-// taken for a message that the broker does not bear.
+// taken for a message that the broker does not bear. Three closes in a row still
+// happen by chance where connections live for a few round trips only, and to
+// switch QoS 2 off repeats messages: what the broker has borne once is judged
+// after twelve.
 type suspicion struct {
 	strikes [features]int
 	off     [features]bool // confirmed or on trial
 	trial   feature        // features = none
 	verify  bool           // the one on trial is used once more
 	tried   [features]bool // on trial before, in vain
+	borne   [features]bool // something that used it was acknowledged once; never large, which has many sizes
+	served  bool           // a record was completed once
 	bare    bool           // everything is off: no single one was it
 	bared   time.Time      // when it was so first
 	careful bool           // the last connection ended without progress
@@ -110,12 +116,12 @@ func (s *suspicion) learn(fs []feature, dead bool, now time.Time) (change bool, 
 		change = true
 	}
 	for f := range features {
-		if s.strikes[f] >= strikesOut && !s.off[f] && !s.tried[f] {
+		if s.strikes[f] >= limit(s.borne[f]) && !s.off[f] && !s.tried[f] {
 			s.off[f], s.trial, s.since = true, f, now
 			return true, features
 		}
 	}
-	if dead && s.stuck >= strikesOut { // no single one was it
+	if dead && s.stuck >= limit(s.served) { // no single one was it
 		s.bare, s.since = true, now
 		if s.bared.IsZero() {
 			s.bared = now
@@ -128,11 +134,26 @@ func (s *suspicion) learn(fs []feature, dead bool, now time.Time) (change bool, 
 	return change, features
 }
 
+// limit is how many closes in a row are no chance.
+func limit(borne bool) int {
+	if borne {
+		return strikesBorne
+	}
+	return strikesOut
+}
+
+// bears notes that the broker bears a feature; true when that is new.
+func (s *suspicion) bears(f feature) bool {
+	fresh := f != large && !s.borne[f]
+	s.borne[f] = s.borne[f] || fresh
+	return fresh
+}
+
 // progressed takes acknowledged progress on a connection. A feature on trial is
 // to be used once more, which changes the settings; one that was used once more
 // and bore it is acquitted.
 func (s *suspicion) progressed(u *[features]use) (change bool) {
-	s.careful, s.deaths, s.stuck = false, 0, 0
+	s.careful, s.deaths, s.stuck, s.served = false, 0, 0, true
 	f := s.trial
 	switch {
 	case f == features:
@@ -158,14 +179,16 @@ func (s *suspicion) died(head uint64) bool {
 }
 
 // names lists what is off.
-func (s *suspicion) names() []string {
-	var out []string
-	for f := range features {
-		if s.off[f] {
-			out = append(out, featureNames[f])
+func (s *suspicion) names() []string { return named(s.off) }
+
+// named lists the features that are set.
+func named(set [features]bool) (names []string) {
+	for f, on := range set {
+		if on {
+			names = append(names, featureNames[f])
 		}
 	}
-	return out
+	return names
 }
 
 func newSuspicion() suspicion { return suspicion{trial: features} }
@@ -219,11 +242,16 @@ func (l *Link) exonerate(e *epoch) {
 		return
 	}
 	e.reach = l.s.reach
+	fresh := false
 	for f := range features {
 		if u := &e.use[f]; !u.at.IsZero() && u.end <= e.reach {
 			u.proven = true
 			l.suspect.strikes[f] = 0
+			fresh = l.suspect.bears(f) || fresh
 		}
+	}
+	if fresh {
+		l.keepDegraded()
 	}
 	if l.s.progress && l.suspect.progressed(&e.use) {
 		l.adopt()
@@ -251,10 +279,12 @@ func (l *Link) learned(f feature) {
 	l.keepDegraded()
 }
 
-// keepDegraded remembers what is off over a restart.
+// keepDegraded remembers over a restart what is off and what the broker bears.
 func (l *Link) keepDegraded() {
 	if l.o.Keep != nil {
-		l.o.Keep(factDegraded, []byte(l.base.identity()+"\n"+strings.Join(l.suspect.names(), " ")), func(error) {})
+		l.o.Keep(factDegraded, []byte(strings.Join([]string{
+			l.base.identity(), strings.Join(l.suspect.names(), " "), strings.Join(named(l.suspect.borne), " "),
+		}, "\n")), func(error) {})
 	}
 }
 
@@ -267,8 +297,10 @@ func (l *Link) loadDegraded() {
 	if id != l.base.identity() {
 		return
 	}
+	off, borne, _ := strings.Cut(names, "\n")
 	for f := range features {
-		l.suspect.off[f] = slices.Contains(strings.Fields(names), featureNames[f])
+		l.suspect.off[f] = slices.Contains(strings.Fields(off), featureNames[f])
+		l.suspect.borne[f] = slices.Contains(strings.Fields(borne), featureNames[f])
 	}
 	l.suspect.since = time.Now()
 	l.set = l.suspect.apply(l.base)

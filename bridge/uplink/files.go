@@ -63,8 +63,8 @@ func (f *files) changed(now time.Time) bool {
 	return false
 }
 
-// renew reconnects a drained link when its credentials have changed, and says
-// when its certificate ends soon.
+// renew reconnects a drained link when its credentials have changed, any link when
+// a fifth is left of the life of its token, and says when its certificate ends soon.
 func (l *Link) renew(e *epoch, now time.Time) {
 	if !e.renew && l.files.changed(now) {
 		e.renew = true
@@ -79,6 +79,9 @@ func (l *Link) renew(e *epoch, now time.Time) {
 	const word = "certificate-expires"
 	ends := l.pair.expires()
 	wall, known := l.o.Clock()
+	if known && presets[l.set.cfg.Profile].hub && !l.tokenEnds.IsZero() && e.leave.IsZero() && l.tokenEnds.Sub(wall) < tokenLife/5 {
+		e.leave = now.Add(drainPatience)
+	}
 	if ends.IsZero() || !known {
 		return
 	}

@@ -115,6 +115,7 @@ func (l *Link) assess(e *epoch, now time.Time) {
 		e.emptySince = time.Time{}
 	case e.emptySince.IsZero():
 		e.emptySince = now
+		l.forgetEmptied()
 	}
 	p := l.phaseOf(e, waiting, now)
 	if p == Online || p == Draining && e.progressed && now.Sub(e.at) >= time.Minute {

@@ -117,6 +117,7 @@ type Link struct {
 	run       int               // live packets since the last of the backlog
 	poor      bool              // the budget holds the backlog back
 	emptied   map[string]uint64 // sequence numbers of the records that emptied retained topics
+	unclosed  []lastNumber      // closing numbers that the cloud has not acknowledged, oldest first
 	packed    *flight           // the last batch, while it has not left
 	deflater  deflater
 	bounds    map[uint64]*bound
@@ -132,6 +133,7 @@ type Link struct {
 	at        int // index of the address to try next, modulo their number
 	lastDial  time.Time
 	connected time.Time // last CONNACK
+	tokenEnds time.Time // by the wall clock; zero: the password has no end that we know
 	looked    time.Time // for losses to tell
 	epochs    uint64
 	clean     string   // identity whose session the broker must forget first; "" = none
@@ -235,6 +237,8 @@ func (l *Link) begin() {
 	l.fetch.rewind()
 	l.loadBounds()
 	l.loadDegraded()
+	l.loadClosing()
+	l.loadEmptied()
 	l.month.seen = l.bytes.total()
 	if l.o.Fact != nil {
 		l.month.load(string(l.o.Fact(factMonth)))

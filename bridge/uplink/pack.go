@@ -56,7 +56,7 @@ func (l *Link) publish(e *epoch, now time.Time) {
 			*q = (*q)[1:]
 			continue
 		}
-		if full = l.s.inFlight() >= l.window(); full {
+		if full = l.full(); full {
 			break
 		}
 		f := l.pack((*q)[:n], now)
@@ -138,23 +138,6 @@ func (l *Link) single(r *lot, now time.Time) *flight {
 		l.lose(f, &r.Record, "oversize")
 	}
 	return f
-}
-
-// maxRemoved bounds the topics that are known to have been emptied.
-const maxRemoved = 1024
-
-// removed notes a retained topic that is emptied, and tells that a record is
-// older than that: the emptying goes ahead of the readings that wait, and one of
-// them must not put a ghost in its place.
-func (l *Link) removed(r *buffer.Record) bool {
-	if r.Retain && len(r.Payload) == 0 {
-		if len(l.emptied) >= maxRemoved {
-			clear(l.emptied) // what was emptied long ago has nothing waiting before it
-		}
-		l.emptied[r.Topic] = r.Seq
-		return false
-	}
-	return r.Seq < l.emptied[r.Topic]
 }
 
 // history is the topic of a record, and whether it goes as history: a reading

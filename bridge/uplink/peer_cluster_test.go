@@ -3,6 +3,7 @@ package uplink
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,23 +19,33 @@ import (
 	"busgate/config"
 )
 
-// natsVersion is built from its module, outside of ours, when BUSGATE_NATS is set.
-const natsVersion = "github.com/nats-io/nats-server/v2@v2.15.2"
+// natsVersion is built from its module, outside of ours, when BUSGATE_NATS is set;
+// another version when that names one (v2.10.29).
+//
+// Before 2.15 QoS 2 is not exact there: mqttProcessPubRel takes every failure to
+// load the message that it holds for "no message", also the time-out of a cluster
+// that elects a leader, and answers PUBCOMP in any case (nats-server pull request
+// 8416 mended it). The exchange is complete then and the message is lost.
+const natsVersion = "v2.15.2"
 
-// natsServer is the program: that of the path if there is one, else it is built.
-func natsServer(t *testing.T) string {
+// natsServer builds the program.
+func natsServer(t *testing.T) (path string, pinned bool) {
 	needPeers(t)
-	if os.Getenv("BUSGATE_NATS") == "" {
-		t.Skip("builds " + natsVersion + " through the module proxy: BUSGATE_NATS=1 BUSGATE_PEERS=1 go test -v -run PeerNATS ./bridge/uplink")
+	version := os.Getenv("BUSGATE_NATS")
+	switch version {
+	case "":
+		t.Skip("builds nats-server " + natsVersion + " through the module proxy: BUSGATE_NATS=1 BUSGATE_PEERS=1 go test -v -run PeerNATS ./bridge/uplink")
+	case "1":
+		version = natsVersion
 	}
 	dir := t.TempDir()
-	cmd := exec.Command("go", "install", natsVersion)
+	cmd := exec.Command("go", "install", "github.com/nats-io/nats-server/v2@"+version)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=-mod=mod")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v: %s", natsVersion, err, out)
+		t.Fatalf("build nats-server %s: %v: %s", version, err, out)
 	}
-	return filepath.Join(dir, "nats-server")
+	return filepath.Join(dir, "nats-server"), version == natsVersion
 }
 
 // node is one server of a cluster.
@@ -59,8 +70,7 @@ func (n *node) kill() {
 	_ = n.cmd.Wait()
 }
 
-func natsCluster(t *testing.T) []*node {
-	bin := natsServer(t)
+func natsCluster(t *testing.T, bin string) []*node {
 	dir := t.TempDir()
 	var routes, nodes []int
 	for range 3 {
@@ -97,6 +107,22 @@ func (c *collector) got() []string {
 	return slices.Clone(c.ledger)
 }
 
+// settle waits until n messages have come, or none has for two minutes: the
+// cluster hands a session over from a node that was killed in its own time.
+func (c *collector) settle(t *testing.T, n int) {
+	last, since := -1, time.Now()
+	for time.Since(since) < 2*time.Minute {
+		got := c.got()
+		if lost, _, _ := tally(n, got); lost == 0 {
+			return
+		}
+		if len(got) != last {
+			last, since = len(got), time.Now()
+		}
+		pause(t, 100*time.Millisecond)
+	}
+}
+
 func collect(t *testing.T, nodes []*node) *collector {
 	c := &collector{}
 	o := mqtt.NewClientOptions().SetClientID("collector").SetCleanSession(false).SetResumeSubs(true).SetKeepAlive(5 * time.Second).
@@ -126,11 +152,14 @@ func collect(t *testing.T, nodes []*node) *collector {
 }
 
 // TestPeerNATSClusterWhoseNodesAreKilled: three nodes with three replicas, killed in
-// turn while messages flow; nothing is lost.
+// turn while messages flow; nothing is lost. What an older version loses must be
+// its own doing: the exchange was complete.
 func TestPeerNATSClusterWhoseNodesAreKilled(t *testing.T) {
+	bin, pinned := natsServer(t)
 	for _, qos := range []byte{1, 2} {
 		t.Run(fmt.Sprint("qos ", qos), func(t *testing.T) {
-			nodes := natsCluster(t)
+			nodes := natsCluster(t, bin)
+			x := newExchanges()
 			c := collect(t, nodes)
 			const n = 15000
 			st := newFakeStore(65000, 200)
@@ -139,7 +168,15 @@ func TestPeerNATSClusterWhoseNodesAreKilled(t *testing.T) {
 			for _, x := range nodes {
 				cfg.Addresses = append(cfg.Addresses, fmt.Sprint("mqtt://127.0.0.1:", x.mqtt))
 			}
-			l, err := New(cfg, &config.Gateway{Name: "gw", Topic: "busgate"}, nil, Options{Usage: st.usage, Stream: 1})
+			l, err := New(cfg, &config.Gateway{Name: "gw", Topic: "busgate"}, nil, Options{Usage: st.usage, Stream: 1,
+				Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+					c, err := (&net.Dialer{}).DialContext(ctx, network, address)
+					if err != nil {
+						return nil, err
+					}
+					return x.tap(c), nil
+				},
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -156,18 +193,36 @@ func TestPeerNATSClusterWhoseNodesAreKilled(t *testing.T) {
 				listening(t, fmt.Sprint("127.0.0.1:", nodes[i].mqtt), 30*time.Second)
 			}
 			until(t, 5*time.Minute, st.empty)
-			until(t, time.Minute, func() bool { lost, _, _ := tally(n, c.got()); return lost == 0 })
+			c.settle(t, n)
 			s := l.Status()
 			cancel()
 			<-ended
 			lost, twice, reordered := tally(n, c.got())
 			t.Logf("NATS cluster of 3, 3 nodes killed in turn, QoS %d: %d messages, lost %d, twice %d, out of order %d at the subscriber; %d connections, %d sent again by us, closed %v",
 				qos, n, lost, twice, reordered, s.Connects, s.Repeated, s.Closed)
-			if lost != 0 {
-				t.Errorf("%d lost", lost)
+			told, broken := x.lost(missing(n, c.got()))
+			for _, m := range told[:min(len(told), 5)] {
+				t.Logf("lost %s", m)
+			}
+			if broken != 0 || lost != 0 && (pinned || qos == 1) {
+				t.Errorf("%d lost, %d of them without the last acknowledgement of the server", lost, broken)
 			}
 		})
 	}
+}
+
+// missing are the numbers below n that are not in the ledger.
+func missing(n int, ledger []string) (out []string) {
+	seen := map[string]bool{}
+	for _, m := range ledger {
+		seen[m] = true
+	}
+	for i := range n {
+		if s := strconv.Itoa(i); !seen[s] {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // until polls; another process gives no sign to wait for. What does not happen

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -69,6 +70,25 @@ func port(addr string) string {
 	return p
 }
 
+// deafPort is a port of the loopback that is taken, so that nobody else gets it,
+// and on which nobody listens.
+func deafPort(t *testing.T) int {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sa.(*syscall.SockaddrInet4).Port
+}
+
 // TestProbeSaysWhatToDo: each step can fail; it is the last, and says what to do.
 func TestProbeSaysWhatToDo(t *testing.T) {
 	ca := newAuthority(t)
@@ -112,7 +132,7 @@ func TestProbeSaysWhatToDo(t *testing.T) {
 		advice  string
 	}{
 		"a name that is not known": {func(*testing.T) string { return "mqtt://no-such-host.invalid:1883" }, nil, "dns!", `is "no-such-host.invalid" spelt right in`},
-		"nobody listens":           {func(t *testing.T) string { return fmt.Sprintf("mqtt://127.0.0.1:%d", freePort(t)) }, nil, "tcp!", "127.0.0.1 answers, but nothing listens on port"},
+		"nobody listens":           {func(t *testing.T) string { return fmt.Sprintf("mqtt://127.0.0.1:%d", deafPort(t)) }, nil, "tcp!", "127.0.0.1 answers, but nothing listens on port"},
 		"TLS to a port without":    {func(t *testing.T) string { return strings.Replace(plain(cloudtest.Options{})(t), "mqtt", "mqtts", 1) }, nil, "dns tcp tls!", "is this the port for TLS"},
 		"no TLS to a port with":    {func(t *testing.T) string { return strings.Replace(secure(cert, key)(t), "mqtts", "mqtt", 1) }, nil, "dns tcp connect!", "Then write mqtts://"},
 		"an unknown CA":            {secure(cert, key), func(c *config.Uplink) { c.CA = "" }, "dns tcp tls!", "unknown CA: set ca in [uplink.cloud]"},

@@ -225,8 +225,10 @@ func (l *Link) acknowledge() {
 	}
 }
 
-// enoughRoom is how many records are asked for at a time while some are ready.
-const enoughRoom = 64
+const (
+	enoughRoom = 64   // records asked for at a time while some are ready
+	mostReady  = 1024 // records in memory that are not in flight, or two batches
+)
 
 // demand asks the source for as much as may be leased; of the backlog half a
 // window at most, and a tenth in any case.
@@ -234,8 +236,9 @@ func (l *Link) demand(e *epoch, now time.Time) {
 	if !l.s.resumed || !e.leave.IsZero() || !e.farewell.IsZero() {
 		return
 	}
-	room := l.set.leases - l.s.open() - len(l.ready) - len(l.late) - len(l.aside)
-	if room < min(l.set.leases/4, enoughRoom) && len(l.ready)+len(l.late) > 0 {
+	ready := len(l.ready) + len(l.late) + len(l.aside)
+	room := min(l.set.leases-l.s.open(), max(mostReady, 2*l.set.batchRecords())) - ready
+	if room < min(l.set.leases/4, enoughRoom) && ready > len(l.aside) {
 		return // a few at a time would read the same segment again and again
 	}
 	late := l.s.late() + len(l.late)
@@ -260,10 +263,14 @@ func (l *Link) fetched(r fetched, now time.Time) error {
 	return nil
 }
 
-// window is the number of packets of records that may be in flight. At QoS 2 one
-// place is left for birth and reports: mosquitto counts a QoS 1 PUBLISH against
-// the same limit and closes the connection when it is above it, at each
-// reconnect again.
+// completing is the part of a window, 1/completing, that may wait for PUBCOMP
+// beside a full window.
+const completing = 4
+
+// window is the number of packets of records that may be in flight, until PUBACK
+// or, at QoS 2, until PUBREL has been written. At QoS 2 one place is left for
+// birth and reports: mosquitto counts a QoS 1 PUBLISH against the same limit and
+// closes the connection when it is above it, at each reconnect again.
 func (l *Link) window() int {
 	switch l.set.qos {
 	case 0:
@@ -272,6 +279,17 @@ func (l *Link) window() int {
 		return max(1, l.set.window-1)
 	}
 	return l.set.window
+}
+
+// full tells that no packet may be added to the window. At QoS 2 a message holds
+// its place at the broker until the broker reads our PUBREL, which is ahead of
+// any PUBLISH written after it; a quarter of the window more may wait for
+// PUBCOMP. That makes up for the time in which the store notes what was received.
+func (l *Link) full() bool {
+	if w := l.window(); l.set.qos == 2 {
+		return l.s.held >= w || l.s.inFlight() >= w+w/completing
+	}
+	return l.s.inFlight() >= l.window()
 }
 
 // flushed notes what has left: the clocks of the watchdog start then, and QoS 0

@@ -7,8 +7,7 @@ import (
 	"github.com/eclipse/paho.mqtt.golang/packets"
 )
 
-// maxWindow is the largest number of records in flight, so that packet ids
-// never meet: 1,024 for records and 256 for control packets of 65,535.
+// maxWindow is the largest number of packets in flight.
 const maxWindow = 1024
 
 // step is how far the cloud has come with a flight.
@@ -66,6 +65,7 @@ type session struct {
 	flights   []*flight          // not completed, in rising ord
 	byID      map[uint16]*flight // of flights that are not done
 	bytes     int64              // of flights that are not done
+	held      int                // flights without a PUBREL: the broker holds, or may hold, the message
 
 	control  map[uint16]*control // SUBSCRIBE, birth ...: written, not answered
 	queue    []*control          // not written yet, at most what one connect makes
@@ -106,6 +106,9 @@ func (s *session) add(f *flight) {
 	s.flights = slices.Insert(s.flights, i, f)
 	s.byID[packetID(f.first)] = f
 	s.bytes += f.size()
+	if f.step < released {
+		s.held++
+	}
 	if s.resumed {
 		s.write(f)
 	}
@@ -160,7 +163,7 @@ func (s *session) wiped() { clear(s.inbound) }
 
 // drop forgets the flights: the source gives them again.
 func (s *session) drop() {
-	s.flights, s.bytes = nil, 0
+	s.flights, s.bytes, s.held = nil, 0, 0
 	clear(s.byID)
 	s.recs, s.acks = nil, nil
 }
@@ -261,6 +264,9 @@ func (s *session) pubcomp(id uint16, now time.Time) {
 
 // complete ends a flight; C moves over everything done at the front.
 func (s *session) complete(f *flight, now time.Time) {
+	if f.step < released {
+		s.held--
+	}
 	f.step = done
 	s.lastAck, s.progress = now, true
 	s.reach = max(s.reach, f.end)
@@ -310,6 +316,7 @@ func (s *session) durable() {
 			continue
 		}
 		f.step = released
+		s.held--
 		if s.resumed {
 			s.pubrel(f)
 		}

@@ -174,7 +174,7 @@ func TestSessionModel(t *testing.T) {
 // those of the flights.
 func invariant(t *testing.T, s *session, seed uint64, step int) {
 	t.Helper()
-	ord, open, bytes := s.completed, false, int64(0)
+	ord, open, bytes, held := s.completed, false, int64(0), 0
 	for _, f := range s.flights {
 		if f.first <= ord {
 			t.Fatalf("seed %d step %d: ord %d after %d", seed, step, f.first, ord)
@@ -186,12 +186,18 @@ func invariant(t *testing.T, s *session, seed uint64, step int) {
 		case f.step == released && open:
 			t.Fatalf("seed %d step %d: ord %d is released while one before it is not", seed, step, f.first)
 		}
+		if f.step < released {
+			held++
+		}
 		if f.step != done {
 			bytes += f.size()
 			if s.byID[packetID(f.first)] != f {
 				t.Fatalf("seed %d step %d: ord %d is not found by its packet id", seed, step, f.first)
 			}
 		}
+	}
+	if held != s.held {
+		t.Fatalf("seed %d step %d: %d hold a place in the window, counted %d", seed, step, held, s.held)
 	}
 	if bytes != s.bytes {
 		t.Fatalf("seed %d step %d: %d bytes in flight, counted %d", seed, step, bytes, s.bytes)

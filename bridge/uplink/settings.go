@@ -79,7 +79,7 @@ func newSettings(cfg *config.Uplink, gw *config.Gateway) (*settings, error) {
 		}
 	}
 	for _, f := range s.accept {
-		if r := s.topics.remoteFilter(f); !slices.Contains(s.routesIn, r) {
+		if r := s.topics.subscription(f); !slices.Contains(s.routesIn, r) {
 			s.routesIn = append(s.routesIn, r)
 		}
 	}
@@ -96,15 +96,23 @@ func windowOf(cfg *config.Uplink) int {
 	return min(w, maxWindow)
 }
 
-// leasesOf is the number of records that may be leased: a window that is in
-// flight and one that is ready when acknowledgements come, so that nothing waits
-// for the store; with batches a packet carries many.
+// maxLeases is the most that the store leases at a time. 8,192 records and 256
+// control packets keep their packet ids apart: there are 65,535.
+const maxLeases = 8192
+
+// leasesOf is the number of records that may be leased: those of a window that is
+// in flight and of one that is ready when acknowledgements come, so that nothing
+// waits for the store; with batches a packet carries many.
 func leasesOf(cfg *config.Uplink) int {
-	n := 2 * windowOf(cfg)
-	if cfg.Encode == "json-batch" {
-		n = windowOf(cfg) * cmp.Or(cfg.MaxRecords, defaultBatch)
+	w := windowOf(cfg)
+	if cfg.QoS == 2 {
+		w += w / completing
 	}
-	return min(n, maxWindow)
+	n := 2 * w
+	if cfg.Encode == "json-batch" {
+		n = (w + 2) * cmp.Or(cfg.MaxRecords, defaultBatch)
+	}
+	return min(n, maxLeases)
 }
 
 // The bounds of a batch where the configuration sets none.

@@ -47,7 +47,7 @@ func (l *Link) rename(topic string) string {
 	if l.o.Template != nil {
 		if device, point, ok := stateOf(l.gw.Base(), topic); ok && (point != "") == PerPoint(&l.set.cfg) {
 			if t := l.o.Template(device); t != "" {
-				return strings.ReplaceAll(t, pointWord, point)
+				return l.set.topics.wrap(strings.ReplaceAll(t, pointWord, point))
 			}
 		}
 	}

@@ -86,8 +86,16 @@ func (l *Link) diagnose(err error, now time.Time) diagnosis {
 		d.body = "no route (network is down); waiting for the link"
 		return d
 	}
+	if errors.Is(err, errNoClock) {
+		d.word, d.phase, d.next = "clock", WaitingClock, false
+		d.body = errNoClock.Error() + "; waiting for the clock"
+		return d
+	}
 	d.word = "unreachable"
 	d.body = fmt.Sprintf("%s does not answer (%s)", ad.hostport, plain(err))
+	if errors.Is(err, errToken) {
+		d.word, d.level, d.body = "credentials", slog.LevelError, err.Error()
+	}
 	if _, ok := errors.AsType[*os.PathError](err); ok {
 		d.word, d.level, d.body = "credentials", slog.LevelError, err.Error()
 	}

@@ -31,10 +31,14 @@ func (m swap) down(topic string) (string, bool) {
 type topicMap struct {
 	out, in []swap
 	rest    swap
+	hub     *hubTopics // nil: the cloud takes any topic
 }
 
 func newTopicMap(cfg *config.Uplink) topicMap {
 	t := topicMap{rest: swap{filter: "#", local: cfg.LocalPrefix, remote: cfg.RemotePrefix}}
+	if presets[cfg.Profile].hub {
+		t.hub = &hubTopics{cfg.ClientID}
+	}
 	for _, r := range cfg.Routes {
 		m := swap{filter: r.Filter, local: r.LocalPrefix, remote: r.RemotePrefix}
 		if r.Direction == "in" {
@@ -47,7 +51,17 @@ func newTopicMap(cfg *config.Uplink) topicMap {
 }
 
 // remote is the name in the cloud of a topic of the LAN.
-func (t *topicMap) remote(topic string) string {
+func (t *topicMap) remote(topic string) string { return t.wrap(t.mapped(topic)) }
+
+// wrap makes of a name in the cloud the topic to publish on.
+func (t *topicMap) wrap(name string) string {
+	if t.hub != nil {
+		return t.hub.remote(name)
+	}
+	return name
+}
+
+func (t *topicMap) mapped(topic string) string {
 	for _, m := range t.out {
 		if matches(m.filter, topic) {
 			return m.up(topic)
@@ -58,6 +72,9 @@ func (t *topicMap) remote(topic string) string {
 
 // local is the name on the LAN of a topic of the cloud, before accept is asked.
 func (t *topicMap) local(topic string) string {
+	if t.hub != nil {
+		topic = t.hub.local(topic)
+	}
 	for _, m := range t.in {
 		if l, ok := m.down(topic); ok && matches(m.filter, l) {
 			return l
@@ -69,7 +86,15 @@ func (t *topicMap) local(topic string) string {
 	return topic
 }
 
-// remoteFilter is the filter to subscribe in the cloud for a filter of the LAN.
+// subscription is the filter to subscribe in the cloud for a filter of the LAN.
+func (t *topicMap) subscription(filter string) string {
+	if t.hub != nil {
+		return t.hub.filter()
+	}
+	return t.remoteFilter(filter)
+}
+
+// remoteFilter is the name in the cloud of a filter of the LAN.
 func (t *topicMap) remoteFilter(filter string) string {
 	for _, m := range slices.Concat(t.in, t.out) {
 		if m.filter == filter {
@@ -117,7 +142,7 @@ func overlap(a, b string) bool {
 
 // Wants is what an uplink takes: the filters for the routing table, and a check
 // for what they cover and the uplink does not want: commands, its own state,
-// $SYS, discovery, and what came down from a cloud. A filter that names such a
+// the numbers of the buses, $SYS, discovery, and what came down from a cloud. A filter that names such a
 // level itself (busgate/plant-a/+/set/#) overrules the check, except for $SYS
 // and what came down. Both results may be used from any goroutine.
 func Wants(cfg *config.Uplink, gw *config.Gateway) (filters []string, want func(*embeddedbroker.Message) bool) {
@@ -136,6 +161,7 @@ func Wants(cfg *config.Uplink, gw *config.Gateway) (filters []string, want func(
 		{base + "/+/set/#", depth + 1},
 		{base + "/+/get/#", depth + 1},
 		{base + "/gateway/uplink/#", depth + 1},
+		{base + "/gateway/bus/#", depth + 1},
 		{base + "/gateway/status", depth + 1}, // the link's own word: will and birth
 		{"homeassistant/#", 0},
 	}

@@ -43,6 +43,8 @@ func TestWants(t *testing.T) {
 		{"nor a get", []string{"busgate/plant-a/#"}, "busgate/plant-a/grid/get", embeddedbroker.KindLAN, false},
 		{"nor the state of an uplink", []string{"busgate/plant-a/#"}, "busgate/plant-a/gateway/uplink/cloud", embeddedbroker.KindStatus, false},
 		{"nor its numbers", []string{"#"}, "busgate/plant-a/gateway/uplink/cloud/stats", embeddedbroker.KindStatus, false},
+		{"nor those of a bus", []string{"#"}, "busgate/plant-a/gateway/bus/meters/stats", embeddedbroker.KindStatus, false},
+		{"but where send names them", []string{"busgate/plant-a/gateway/bus/+/stats"}, "busgate/plant-a/gateway/bus/meters/stats", embeddedbroker.KindStatus, true},
 		{"a command that send names does", []string{"busgate/plant-a/+/set/#"}, "busgate/plant-a/grid/set/relay1", embeddedbroker.KindLAN, true},
 		{"an uplink that send names does", []string{"busgate/plant-a/gateway/uplink/+"}, "busgate/plant-a/gateway/uplink/cloud", embeddedbroker.KindStatus, true},
 		{"a set below another gateway is a LAN message", []string{"#"}, "busgate/plant-b/grid/set/x", embeddedbroker.KindLAN, true},
@@ -131,7 +133,9 @@ func TestSettings(t *testing.T) {
 		{"aws caps the keep-alive", config.Uplink{Addresses: []string{"mqtts://a"}, Profile: "aws", KeepAlive: time.Hour}, "", func(s *settings) bool { return s.keepAlive == 20*time.Minute }},
 		{"mosquitto is asked as a private client", config.Uplink{Addresses: []string{"mqtts://a"}, Profile: "mosquitto"}, "", func(s *settings) bool { return s.private }},
 		{"QoS 2 has a window of 20", config.Uplink{Addresses: []string{"mqtt://a"}, QoS: 2}, "", func(s *settings) bool { return s.window == 20 }},
-		{"batches lease more records, at most 1024", config.Uplink{Addresses: []string{"mqtt://a"}, Encode: "json-batch", MaxRecords: 64}, "", func(s *settings) bool { return s.leases == 1024 }},
+		{"a window in flight and one ready", config.Uplink{Addresses: []string{"mqtt://a"}, QoS: 1, Window: 1000}, "", func(s *settings) bool { return s.leases == 2000 }},
+		{"batches lease more records", config.Uplink{Addresses: []string{"mqtt://a"}, QoS: 1, Encode: "json-batch", MaxRecords: 64}, "", func(s *settings) bool { return s.leases == 102*64 }},
+		{"at most 8192", config.Uplink{Addresses: []string{"mqtt://a"}, Encode: "json-batch", Window: 1024}, "", func(s *settings) bool { return s.leases == 8192 }},
 	} {
 		s, err := newSettings(&c.cfg, gw)
 		switch {

@@ -33,6 +33,10 @@ type Options struct {
 
 	// Mute keeps acknowledgements of records back that it is true for.
 	Mute func(*packets.PublishPacket) bool
+
+	// Released may close the connection after a PUBREL was taken and before its
+	// PUBCOMP leaves (false): the moment in which a client without R doubles.
+	Released func(*packets.PubrelPacket) bool
 }
 
 // Delivery is a message that the broker has taken over for good: what a

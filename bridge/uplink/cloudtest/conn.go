@@ -238,6 +238,7 @@ func (b *Broker) connect(c *conn, p *packets.ConnectPacket) bool {
 		var buf bytes.Buffer
 		_ = ack.Write(&buf)
 		_, _ = c.net.Write(buf.Bytes())
+		_ = c.net.Close() // without a reset, which could overtake the answer
 		return false
 	}
 	b.mu.Lock()
@@ -292,6 +293,9 @@ func (b *Broker) handle(c *conn, p packets.ControlPacket) bool {
 			if !b.o.AtPublish {
 				b.deliverLocked(delivery(c, m))
 			}
+		}
+		if b.o.Released != nil && !b.o.Released(p) {
+			return false
 		}
 		a := packets.NewControlPacket(packets.Pubcomp).(*packets.PubcompPacket)
 		a.MessageID = p.MessageID
