@@ -10,7 +10,8 @@
 //	             the program's own help, the conffile from the annotated
 //	             example of the room config
 //	checks/      one command a rung, cheap ones first: lint, emulated,
-//	             chroot, nspawn
+//	             chroot, nspawn; minutes each and not in CI: lint-in (the
+//	             lintian of another release), reproduce (all compiled anew)
 //	vm/          whole virtual machines: a meter on a serial port, power
 //	             cuts, an emulated Raspberry Pi 3
 //

@@ -44,13 +44,18 @@ func archive(control, data []file, when time.Time, filters []string) ([]byte, er
 	var b bytes.Buffer
 	b.WriteString("!<arch>\n")
 	for _, m := range members {
-		fmt.Fprintf(&b, "%-16s%-12d%-6d%-6d%-8s%-10d`\n", m.name, when.Unix(), 0, 0, "100644", len(m.body))
-		b.Write(m.body)
-		if len(m.body)%2 == 1 {
-			b.WriteByte('\n')
-		}
+		addMember(&b, m.name, m.body, when)
 	}
 	return b.Bytes(), nil
+}
+
+// addMember appends a member to an ar archive; the next begins at an even byte.
+func addMember(b *bytes.Buffer, name string, body []byte, when time.Time) {
+	fmt.Fprintf(b, "%-16s%-12d%-6d%-6d%-8s%-10d`\n", name, when.Unix(), 0, 0, "100644", len(body))
+	b.Write(body)
+	if len(body)%2 == 1 {
+		b.WriteByte('\n')
+	}
 }
 
 // tarball writes files in the order of their paths, each after its folders.

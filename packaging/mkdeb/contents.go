@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/md5"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,8 @@ import (
 const (
 	docs     = "/usr/share/doc/busgate/"
 	examples = "config/testdata/examples/"
+
+	mapFolder = "/etc/busgate"
 )
 
 // contents is everything that the package installs.
@@ -35,9 +36,9 @@ func (b *builder) contents(program, modules []byte) ([]file, error) {
 		{path: "/etc/busgate/conf.d", mode: 0o755},
 		{path: "/etc/busgate/profiles", mode: 0o755},
 		{path: "/etc/busgate/credentials", mode: 0o700},
-		{path: "/usr/share/bash-completion/completions/busgate", mode: 0o644, body: bashCompletion(b.commands)},
-		{path: "/usr/share/zsh/vendor-completions/_busgate", mode: 0o644, body: zshCompletion(b.commands)},
-		{path: "/usr/share/fish/vendor_completions.d/busgate.fish", mode: 0o644, body: fishCompletion(b.commands)},
+		{path: "/usr/share/bash-completion/completions/busgate", mode: 0o644, body: bashCompletion(b.commands, mapFolder)},
+		{path: "/usr/share/zsh/vendor-completions/_busgate", mode: 0o644, body: zshCompletion(b.commands, mapFolder)},
+		{path: "/usr/share/fish/vendor_completions.d/busgate.fish", mode: 0o644, body: fishCompletion(b.commands, mapFolder)},
 	}
 	for _, f := range []struct{ from, to string }{
 		{"packaging/debian/busgate.service", "/usr/lib/systemd/system/busgate.service"},
@@ -146,7 +147,7 @@ func (b *builder) modules(env []string) ([]byte, error) {
 	cmd := exec.Command("go", "list", "-deps", "-tags", "nethttpomithttp2", "-f",
 		"{{with .Module}}{{if not .Main}}{{.Path}}\t{{.Version}}\t{{.Dir}}{{end}}{{end}}", "./cmd/busgate")
 	cmd.Dir, cmd.Stderr = b.root, os.Stderr
-	cmd.Env = append(append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux"), env...)
+	cmd.Env = environment(env)
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("go list: %w", err)
@@ -162,25 +163,33 @@ func (b *builder) modules(env []string) ([]byte, error) {
 	lines = append([]string{"go||" + strings.TrimSpace(string(goroot))}, slices.Compact(lines)...)
 	for _, line := range lines {
 		f := strings.Split(line, "|")
-		terms, err := fs.ReadDir(os.DirFS(f[2]), ".")
-		if err != nil {
+		if err := addTerms(&text, f[0], f[1], f[2]); err != nil {
 			return nil, err
-		}
-		found := false
-		for _, e := range terms {
-			if e.IsDir() || !licence.MatchString(e.Name()) {
-				continue
-			}
-			body, err := os.ReadFile(filepath.Join(f[2], e.Name()))
-			if err != nil {
-				return nil, err
-			}
-			found = true
-			fmt.Fprintf(&text, "\n==== %s %s: %s\n\n%s", f[0], f[1], e.Name(), body)
-		}
-		if !found {
-			return nil, fmt.Errorf("module %s has no file with its licence", f[0])
 		}
 	}
 	return text.Bytes(), nil
+}
+
+// addTerms appends the files of a module that say how it may be used.
+func addTerms(text *bytes.Buffer, module, version, dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, e := range entries {
+		if e.IsDir() || !licence.MatchString(e.Name()) {
+			continue
+		}
+		body, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			return err
+		}
+		found = true
+		fmt.Fprintf(text, "\n==== %s %s: %s\n\n%s", module, version, e.Name(), body)
+	}
+	if !found {
+		return fmt.Errorf("module %s has no file with its licence", module)
+	}
+	return nil
 }

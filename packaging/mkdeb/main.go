@@ -29,8 +29,8 @@ type target struct {
 // targets are the architectures we ship. Raspberry Pi OS calls ARMv6 "armhf", and
 // a binary for ARMv7 dies with "Illegal instruction" on a Zero and a 1.
 var targets = map[string]target{
-	"amd64": {env: []string{"GOARCH=amd64"}, xz: []string{"--x86"}},
-	"arm64": {env: []string{"GOARCH=arm64"}},
+	"amd64": {env: []string{"GOARCH=amd64", "GOAMD64=v1"}, xz: []string{"--x86"}},
+	"arm64": {env: []string{"GOARCH=arm64", "GOARM64=v8.0"}},
 	"armhf": {env: []string{"GOARCH=arm", "GOARM=6"}, xz: []string{"--arm"}},
 }
 
@@ -120,13 +120,18 @@ func (b *builder) askProgram() (err error) {
 	return err
 }
 
+// environment is that of this process without what would change the bytes.
+func environment(more []string) []string {
+	return append(append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOFLAGS=", "GOEXPERIMENT="), more...)
+}
+
 // build compiles the program as it is shipped: static, without paths of this
-// machine, and without HTTP/2, which nothing here speaks.
+// machine or the state of its git, and without HTTP/2, which nothing here speaks.
 func (b *builder) build(file string, env ...string) error {
-	cmd := exec.Command("go", "build", "-trimpath", "-tags", "nethttpomithttp2",
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", "nethttpomithttp2",
 		"-ldflags", "-s -w -X main.version="+b.release.version+" -X main.buildDate="+b.release.date.Format(time.DateOnly), "-o", file, "./cmd/busgate")
 	cmd.Dir, cmd.Stderr = b.root, os.Stderr
-	cmd.Env = append(append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux"), env...)
+	cmd.Env = environment(env)
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("go build: %w", err)
 	}

@@ -138,6 +138,16 @@ func TestArchive(t *testing.T) {
 	}
 }
 
+func TestMember(t *testing.T) {
+	var b bytes.Buffer
+	addMember(&b, "a", []byte("odd"), time.Unix(1, 0))
+	addMember(&b, "b", []byte("even"), time.Unix(1, 0))
+	want := "a               1           0     0     100644  3         `\nodd\nb               1           0     0     100644  4         `\neven"
+	if b.String() != want {
+		t.Errorf("%q, want %q", b.String(), want)
+	}
+}
+
 // TestConffile: as it is shipped it runs without devices; with every key taken
 // out of its comment it is a device map without a mistake; and it has every line
 // of the annotated example, which the room config checks against its keys.
@@ -241,66 +251,6 @@ func TestRoff(t *testing.T) {
 	}
 }
 
-// TestBashCompletion asks a real bash.
-func TestBashCompletion(t *testing.T) {
-	bash, err := exec.LookPath("bash")
-	if err != nil {
-		t.Skip("no bash here")
-	}
-	b := testBuilder(t)
-	file := filepath.Join(t.TempDir(), "busgate")
-	if err := os.WriteFile(file, bashCompletion(b.commands), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	var script strings.Builder
-	fmt.Fprintf(&script, "source %s\noffer() { COMP_WORDS=(\"$@\"); COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _busgate; echo \"${COMPREPLY[*]}\"; }\n", file)
-	fmt.Fprintln(&script, `compopt() { :; }; offer busgate ""`)
-	for _, c := range b.commands {
-		fmt.Fprintf(&script, "offer busgate %s -\n", c.name)
-	}
-	fmt.Fprintf(&script, "offer busgate buffer ex\noffer busgate help sc\noffer busgate check %s\n", strings.TrimSuffix(file, "te"))
-	out, err := exec.Command(bash, "-c", script.String()).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	if len(lines) != len(b.commands)+4 {
-		t.Fatalf("%d lines:\n%s", len(lines), out)
-	}
-	for i, c := range b.commands {
-		if !slices.Contains(strings.Fields(lines[0]), c.name) {
-			t.Errorf("%s is not offered: %s", c.name, lines[0])
-		}
-		for _, o := range c.options {
-			if !slices.Contains(strings.Fields(lines[i+1]), o.name) {
-				t.Errorf("%s: %s is not offered: %s", c.name, o.name, lines[i+1])
-			}
-		}
-	}
-	if got, want := lines[len(lines)-3:], []string{"export", "scan", file}; !slices.Equal(got, want) {
-		t.Errorf("%q, want %q", got, want)
-	}
-}
-
-// TestOtherShells lets zsh and fish parse what is made for them, where they are.
-func TestOtherShells(t *testing.T) {
-	b := testBuilder(t)
-	for shell, text := range map[string][]byte{"zsh": zshCompletion(b.commands), "fish": fishCompletion(b.commands)} {
-		for _, c := range b.commands {
-			if !bytes.Contains(text, []byte(c.name)) {
-				t.Errorf("%s: %s is missing", shell, c.name)
-			}
-		}
-		if bin, err := exec.LookPath(shell); err == nil {
-			cmd := exec.Command(bin, "-n")
-			cmd.Stdin = bytes.NewReader(text)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Errorf("%s: %v: %s", shell, err, out)
-			}
-		}
-	}
-}
-
 func TestReadCommand(t *testing.T) {
 	c, err := readCommand("scan", "busgate scan [HOST[:PORT]]: finds things: units\n\n  busgate scan\n\n  --fast             only some\n  --format LIST      only these, LIST as in 8N1\n  --c                make it\n  -t, --x\n")
 	want := command{name: "scan", args: "[HOST[:PORT]]", short: "finds things: units", examples: []string{"busgate scan", "-t, --x"},
@@ -343,6 +293,9 @@ func TestModules(t *testing.T) {
 	text, err := b.modules([]string{"GOARCH=arm", "GOARM=6"})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if err := addTerms(&bytes.Buffer{}, "example.org/x", "v1", t.TempDir()); err == nil {
+		t.Error("a module without terms is taken")
 	}
 	for _, want := range []string{"==== go ", "==== modernc.org/sqlite v", "==== github.com/BurntSushi/toml v", "Permission is hereby granted"} {
 		if !bytes.Contains(text, []byte(want)) {

@@ -8,10 +8,16 @@
 //	sudo BUSGATE_VM=1 go test -v -timeout 2h -run TestPowerCuts ./packaging/vm -cuts 50
 //	sudo BUSGATE_VM=1 go test -v -timeout 2h -run TestRaspberryPi ./packaging/vm
 //
-//	meter.go    the Modbus meter
-//	disk.go     a disk with a volatile cache, which a power cut empties
-//	machine.go  one run of qemu and its console     cuts.go  power cuts
-//	assets      kernel, initramfs and root file system, by script
+// Besides the apt-get line of .ci/package they need qemu-system-x86,
+// qemu-system-arm, e2fsprogs, cpio and kmod. What the machines boot is made once
+// and kept in $BUSGATE_CACHE.
+//
+//	meter    the Modbus meter
+//	disk     a disk with a volatile cache, which a power cut empties
+//	machine  one run of qemu and its console
+//	vm       first reading, Raspberry Pi       trouble  what happens over the years
+//	cuts     power cuts                        assets   kernel, initramfs and root
+//	                                                    file system, by script
 //
 // All of it is in test files: nothing else may use it.
 package vm

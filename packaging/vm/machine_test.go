@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -237,21 +238,22 @@ var escapes = regexp.MustCompile(`\x1b\[[0-9;?]*[a-zA-Z]`)
 func (m *machine) try(line string) (out, status string) {
 	m.t.Helper()
 	m.n++
-	if _, err := fmt.Fprintf(m.in, "%s; echo __%d_$?_\n", line, m.n); err != nil {
+	if _, err := fmt.Fprintf(m.in, "echo __%d; %s; echo __%d_$?_\n", m.n, line, m.n); err != nil {
 		m.t.Fatal(err)
 	}
-	mark := fmt.Sprintf(`__%d_(\d+)_\r?\n`, m.n) // the echo of the line has no number there
-	text, err := m.until(mark, patience)
+	// The shell's editor repeats the line, wrapped and cut; only what is printed
+	// has a number or the end of a line there.
+	begin, end := fmt.Sprintf(`__%d\r?\n`, m.n), fmt.Sprintf(`__%d_(\d+)_\r?\n`, m.n)
+	if _, err := m.until(begin, patience); err != nil {
+		m.t.Fatalf("%s: %v", line, err)
+	}
+	text, err := m.until(end, patience)
 	if err != nil {
 		m.t.Fatalf("%s: %v", line, err)
 	}
-	status = regexp.MustCompile(mark).FindStringSubmatch(text)[1]
+	status = regexp.MustCompile(end).FindStringSubmatch(text)[1]
 	text = text[:strings.LastIndex(text, fmt.Sprintf("__%d_", m.n))]
-	text = escapes.ReplaceAllString(strings.ReplaceAll(text, "\r", ""), "")
-	if _, rest, ok := strings.Cut(text, fmt.Sprintf("echo __%d_$?_", m.n)); ok { // the echo of the line
-		text = rest
-	}
-	return strings.Trim(text, "\n"), status
+	return strings.Trim(escapes.ReplaceAllString(strings.ReplaceAll(text, "\r", ""), ""), "\n"), status
 }
 
 // run is try for a line that must succeed.
@@ -281,18 +283,33 @@ func (m *machine) put(file, text string) {
 	m.run(fmt.Sprintf("mkdir -p $(dirname %s) && echo %s | base64 -d >%s", file, base64.StdEncoding.EncodeToString([]byte(text)), file))
 }
 
-// journal waits until a line of the service's journal matches, and logs it.
-func (m *machine) journal(what, pattern string) {
+const showJournal = "journalctl -b -u busgate --no-pager -o cat"
+
+// mark is how many lines the journal of the service has.
+func (m *machine) mark() int {
 	m.t.Helper()
-	var all string
-	waitFor(m.t, patience, what+": "+pattern, func() error {
-		all = m.run("journalctl -b -u busgate --no-pager -o cat")
-		if line := regexp.MustCompile(`(?m)^.*` + pattern + `.*$`).FindString(all); line != "" {
-			m.t.Logf("%s: %s", what, line)
-			return nil
+	n, err := strconv.Atoi(m.run(showJournal + " | wc -l"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return n
+}
+
+// journal waits until a line after the mark matches (grep -E), and logs it.
+func (m *machine) journal(what string, mark int, pattern string) {
+	m.t.Helper()
+	end := time.Now().Add(patience)
+	for {
+		line, status := m.try(fmt.Sprintf("%s | tail -n +%d | grep -E -m1 '%s'", showJournal, mark+1, pattern))
+		if status == "0" {
+			m.t.Logf("%s: the journal says: %s", what, line)
+			return
 		}
-		return fmt.Errorf("not in the journal:\n%s", all)
-	})
+		if time.Now().After(end) {
+			m.t.Fatalf("%s: no %q in the journal:\n%s", what, pattern, m.run(fmt.Sprintf("%s | tail -n +%d | tail -50", showJournal, mark+1)))
+		}
+		time.Sleep(time.Second) // looking is work for the machine
+	}
 }
 
 // kill is what pulling the plug is.
