@@ -32,8 +32,8 @@ type device struct {
 	missed  uint64        // rounds not asked while resting
 	last    Answer        // of the newest failed round
 	good    time.Time     // newest answer
-	badThen uint64        // damaged answers of this wire, when that came
-	excused uint64        // of them, those that say nothing of the wiring: two devices with one number
+	then    UnitCounts    // of this wire, when that came
+	excused uint64        // damaged answers that say nothing of the wiring: two devices with one number
 
 	problems map[string]problem // what is wrong now, by stable word
 	told     string             // word of the report that Health carried last
@@ -149,7 +149,7 @@ func (d *device) took(ctx context.Context, g *group, a Answer) {
 		return
 	}
 	now := time.Now()
-	d.failed, d.good, d.badThen = 0, now, d.bus.field.Unit(d.cfg).Bad
+	d.failed, d.good, d.then = 0, now, d.bus.field.Unit(d.cfg)
 	d.seq++
 	at := a.At
 	if at.IsZero() {
@@ -278,7 +278,7 @@ func (d *device) complain() (said bool) {
 		f = late
 	} else if len(d.last.Found) > 0 {
 		f = d.last.Found[0]
-	} else if errors.Is(d.last.Err, ErrBadFrame) {
+	} else if errors.Is(d.last.Err, ErrBadFrame) || d.garbled() {
 		if d.bus.othersOnline(d) == 0 {
 			return false
 		}
@@ -293,12 +293,26 @@ func (d *device) complain() (said bool) {
 	return edge
 }
 
+// garbled says that what was asked since the last good answer was answered, for
+// the most part, and came damaged. Once it is known, some probes without an answer
+// say nothing else: a unit with so much open is not even asked for half a minute.
+func (d *device) garbled() bool {
+	c := d.bus.field.Unit(d.cfg)
+	bad, silent := c.Bad-d.then.Bad, c.Timeouts-d.then.Timeouts
+	if _, known := d.problems["double-unit"]; known {
+		return bad > 0 || silent <= silentLeast
+	}
+	return bad > silent
+}
+
 // excuse takes what came damaged since the last good answer from the evidence
 // against the wiring.
 func (d *device) excuse() {
-	bad := d.bus.field.Unit(d.cfg).Bad
-	d.excused += bad - d.badThen
-	d.badThen = bad
+	now := d.bus.field.Unit(d.cfg)
+	if bad := now.Bad - d.then.Bad; bad > 0 {
+		d.excused += bad
+		d.then = now
+	}
 }
 
 func (d *device) silenceText() string {

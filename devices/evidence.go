@@ -29,6 +29,7 @@ const (
 	lateLookEvery = 50 * time.Millisecond // ... this often, so that it is known when it came
 	lateAlive     = time.Minute           // who was heard so lately, be it late, is not said to be dead
 	lateShare     = 0.01
+	silentLeast   = 8 // probes without an answer that make a garbled unit a silent one
 )
 
 // evidence is what the counters of an open bus were minute by minute over the
@@ -52,11 +53,14 @@ type sample struct {
 // noteWords are the problems in evidence.notes, the worst first.
 var noteWords = []string{"second-master", "damaged", "stray-byte"}
 
+// sample leaves out what came damaged of a unit and is not yet followed by a good
+// answer: that may be two devices with one number.
 func (b *bus) sample(now time.Time) sample {
 	s := sample{at: now, bus: b.field.Counts(), units: make(map[string]UnitCounts, len(b.devs))}
 	for _, d := range b.devs {
 		u := b.field.Unit(d.cfg)
-		u.Bad, s.bus.Bad = less(u.Bad, d.excused), less(s.bus.Bad, d.excused)
+		aside := d.excused + less(u.Bad, d.then.Bad)
+		u.Bad, s.bus.Bad = less(u.Bad, aside), less(s.bus.Bad, aside)
 		s.units[d.cfg.Name] = u
 	}
 	return s

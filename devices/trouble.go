@@ -73,7 +73,7 @@ func (b *bus) open(ctx context.Context) {
 
 // restart asks everything at once, as after the start.
 func (d *device) restart(now time.Time) {
-	d.resting, d.failed, d.badThen, d.excused = false, 0, 0, 0
+	d.resting, d.failed, d.then, d.excused = false, 0, UnitCounts{}, 0
 	for _, g := range d.groups {
 		g.due, g.phased, g.Plan = now, false, nil
 	}
