@@ -176,7 +176,9 @@ func writeDirectly(ctx context.Context, e *env, cfg *config.Config, dev *config.
 		}
 	})
 	res, err := fleet.Write(ctx, devices.Command{Device: dev.Name, Point: p.Name, Text: value, Until: fleet.Now().Mono + commandLife})
-	if cause := context.Cause(ctx); err != nil && cause != nil {
+	// The news of the wire ends the fleet, which then refuses what waits: the
+	// news is the reason.
+	if cause := context.Cause(ctx); cause != nil && (err != nil || res.Code == "refused") {
 		err = cause
 	}
 	return res, err
