@@ -56,7 +56,7 @@ func TestReadersAgainstTheRewriter(t *testing.T) {
 	var wg sync.WaitGroup
 	for i, r := range readers {
 		r.seqs, r.ords, r.owed = map[uint64]uint64{}, map[uint64]uint64{}, map[uint64]bool{}
-		r.kick = make(chan struct{}, 1)
+		r.kick, r.rewound = make(chan struct{}), make(chan struct{})
 		wg.Go(func() { r.err = r.run(ctx, n, rand.New(rand.NewPCG(uint64(i), 1))) })
 		wg.Go(r.rewind)
 	}
@@ -95,17 +95,17 @@ type raceReader struct {
 	seqs  map[uint64]uint64 // by ord
 	ords  map[uint64]uint64 // by seq
 	owed  map[uint64]bool   // ords that must come again
-	kick  chan struct{}     // rewind now
-	lives atomic.Uint64     // rewinds so far
 	done  atomic.Bool
 	err   error
+
+	kick, rewound chan struct{} // rewind now; it is done
 }
 
 // rewind is a reconnect, while Next may be reading.
 func (r *raceReader) rewind() {
 	for range r.kick {
 		r.c.Rewind()
-		r.lives.Add(1)
+		r.rewound <- struct{}{}
 	}
 }
 
@@ -123,17 +123,20 @@ func (r *raceReader) run(ctx context.Context, n int, rnd *rand.Rand) error {
 	var open []uint64
 	acked := map[uint64]bool{}
 	for len(acked) < want {
-		life := r.lives.Load()
-		if rnd.IntN(4) == 0 {
-			signal(r.kick)
+		lost := rnd.IntN(4) == 0
+		if lost {
+			r.kick <- struct{}{}
 		}
 		short, stop := context.WithTimeout(ctx, time.Millisecond)
 		rs, err := r.c.Next(short, 1+rnd.IntN(40))
 		stop()
+		if lost {
+			<-r.rewound // it began and ended beside this Next, and beside no other
+		}
 		if err != nil && (ctx.Err() != nil || short.Err() == nil) {
 			return fmt.Errorf("%d of %d: %w", len(acked), want, err)
 		}
-		if r.lives.Load() != life { // the connection is gone: they come again, before anything new
+		if lost { // the connection is gone: they come again, before anything new
 			for _, ord := range open {
 				r.owed[ord] = true
 			}
@@ -144,7 +147,7 @@ func (r *raceReader) run(ctx context.Context, n int, rnd *rand.Rand) error {
 		}
 		for _, rec := range rs {
 			delete(r.owed, rec.Ord)
-			if r.seqs[rec.Ord] == 0 && len(r.owed) > 0 && r.lives.Load() == life {
+			if r.seqs[rec.Ord] == 0 && len(r.owed) > 0 && !lost {
 				return fmt.Errorf("ord %d came first, before %d of older ones after a Rewind", rec.Ord, len(r.owed))
 			}
 			if seq, again := r.seqs[rec.Ord]; again && seq != rec.Seq {
