@@ -2,9 +2,19 @@ package buffer
 
 import "slices"
 
-// Ack ends leases, in any order. It is lazy: a crash within a second, or 1,000
-// acks, may repeat the deliveries. Numbers that are not open are counted.
+// Ack ends leases, in any order. It does not wait for the disk: a crash of the
+// machine within a second, or 1,000 acks, may repeat the deliveries. The end of
+// the process repeats none but those that were acknowledged ahead of an older
+// open one (and, with Exact, as a crash does). Numbers that are not open are
+// counted.
 func (c *Consumer) Ack(ords ...uint64) {
+	c.noting.Lock()
+	defer c.noting.Unlock()
+	c.s.notes.write(c.slot, c.ack(ords))
+}
+
+// ack ends leases and returns what is to be noted of it.
+func (c *Consumer) ack(ords []uint64) []byte {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	touched := 0
@@ -22,6 +32,7 @@ func (c *Consumer) Ack(ords ...uint64) {
 		c.s.saveLocked()
 	}
 	c.settleLocked(touched)
+	return c.noteLocked()
 }
 
 // finishLocked ends a lease.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"sync"
 )
 
 // Defaults and limits of consumers.
@@ -31,6 +32,9 @@ type Consumer struct {
 	kind Kind
 	live reader // of Next and ReadFrom
 	late reader // of NextBacklog
+
+	noting sync.Mutex // held while an Ack is noted; Store.mu may be taken under it
+	note   []byte     // guarded by noting
 
 	// guarded by Store.mu
 	o       ConsumerOptions

@@ -7,6 +7,7 @@
 //	               │                      Tickets fire, in order  <────────────┤
 //	Consumer.Next <── segments, in order of their numbers  <───────────────────┘
 //	Consumer.Ack  ──> cursor ──> segments that nobody needs are deleted
+//	               └─> note, outlives kill -9 without a flush
 //
 // A record names the consumers it waits for: uplinks, which lease records
 // under dense numbers and acknowledge them, and sessions of the LAN, which

@@ -210,6 +210,7 @@ func (s *Store) startBoot() error {
 	s.boot.label = bootLabel(epoch, s.boot.id)
 	s.boots[s.boot.id] = s.boot
 	ops = append(ops, op{sqlBoot, s.boot.row()})
+	ops = append(ops, s.takeNotes(former)...)
 	for _, id := range s.unusedBoots() {
 		delete(s.boots, id)
 		ops = append(ops, op{sqlNoBoot, []any{id}})

@@ -15,6 +15,7 @@ func killedCopy(t *testing.T, s *Store) string {
 	to := filepath.Join(t.TempDir(), "b.db")
 	write(t, to, read(t, s.path))
 	write(t, to+"-wal", read(t, s.path+"-wal"))
+	write(t, to+"-notes", read(t, s.path+"-notes"))
 	return to
 }
 

@@ -112,6 +112,7 @@ type Stats struct {
 	Ledger         int               // rows of the loss ledger
 	LedgerOverflow uint64            // rows that had to go untold
 	AcksUnknown    uint64
+	NotesFailed    uint64   // acks that could not be noted: a kill may repeat them
 	LiveSuspended  uint64   // times that live first fell back to first in, first out
 	LeasesLost     uint64   // leased records that were gone when they were to be repeated
 	Damaged        uint64   // segments set aside
@@ -151,7 +152,7 @@ func (s *Store) Stats() Stats {
 		Sessions: len(s.tables.sessions), Retained: len(s.tables.retained), Facts: len(s.tables.facts),
 		Commits: c.commits, Flushes: c.flushes, FlushTime: c.flushTime, SlowestFlush: c.slowest,
 		Reads: c.reads, Unwanted: c.unwanted, Lost: maps.Clone(c.losses), Ledger: len(s.losses),
-		LedgerOverflow: c.ledgerOverflow, AcksUnknown: c.acksUnknown, LeasesLost: c.leasesLost, LiveSuspended: c.liveSuspended, Damaged: c.damaged, Asides: slices.Clone(c.asides), Rescued: c.rescued, Rewritten: c.rewritten, Postponed: c.postponed, Pragmas: c.pragmas}
+		LedgerOverflow: c.ledgerOverflow, AcksUnknown: c.acksUnknown, LeasesLost: c.leasesLost, NotesFailed: s.notes.failed.Load(), LiveSuspended: c.liveSuspended, Damaged: c.damaged, Asides: slices.Clone(c.asides), Rescued: c.rescued, Rewritten: c.rewritten, Postponed: c.postponed, Pragmas: c.pragmas}
 	st.UsedBytes, st.FreeDisk, st.ReserveKept = s.usedLocked(), s.use.free, s.o.Reserve > 0 && !s.spent
 	st.FileBytes = max(s.use.file, st.UsedBytes) // what was written since the last look is in use
 	if wal, err := stat(s.path + "-wal"); err == nil {

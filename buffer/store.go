@@ -19,6 +19,7 @@ type Store struct {
 	sys     *system
 	reports *report.Ladder
 	locked  *os.File
+	notes   notes
 
 	wake    chan struct{} // the committer's plan changed
 	bell    chan struct{} // callbacks wait
@@ -168,6 +169,7 @@ func Open(path string, o Options) (*Store, error) {
 	if s.locked, err = lock(path); err != nil {
 		return nil, err
 	}
+	s.notes = openNotes(path)
 	s.begin()
 	s.running.Add(2)
 	go func() { defer s.running.Done(); s.run() }()
@@ -294,6 +296,7 @@ func (s *Store) shut() error {
 	}
 	s.io.Unlock()
 	s.wal.close()
+	s.notes.close()
 	s.unlock()
 	if err != nil {
 		return fmt.Errorf("close store %s: %w", s.path, err)
