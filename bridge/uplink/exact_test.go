@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -43,7 +42,8 @@ func (tr trial) String() string {
 	return fmt.Sprintf("qos %d %s %s seed %d", tr.qos, method, tr.kind, tr.seed)
 }
 
-// saveEvery is how many acks the fake store may lose in a crash.
+// saveEvery is how many acks the fake store may lose in a crash at QoS 2, where
+// it costs a PUBREL each.
 const saveEvery = 50
 
 // fast are deadlines for a loopback that is cut on purpose all the time.
@@ -178,7 +178,7 @@ func (tr trial) run(t *testing.T) result {
 	defer cloud.Close()
 	rnd := rand.New(rand.NewPCG(tr.seed, 0))
 	st := newFakeStore(65535-uint64(tr.messages)/2, 2*tr.window*max(1, tr.batch)) // the packet ids wrap in the middle
-	st.every, st.delay = saveEvery, 500*time.Microsecond
+	st.every, st.noted, st.delay = saveEvery, tr.qos < 2, 500*time.Microsecond
 	for i := range tr.messages {
 		if tr.batch > 0 {
 			st.put("busgate/gw/m/state", fmt.Appendf(nil, `{"ts":"x","i":%d}`, i), embeddedbroker.KindReading)
@@ -311,8 +311,6 @@ func TestExactThroughALossyCloud(t *testing.T) {
 						most = 0
 					case tr.qos == 2: // what waits for PUBCOMP only is doubled, too
 						most += breaks * (tr.window / completing)
-					case strings.Contains(kind, "kill"): // acks that were not saved come again, too
-						most += breaks * saveEvery
 					}
 					if r.twice > most {
 						t.Errorf("%d twice, at most %d are allowed", r.twice, most)

@@ -11,9 +11,9 @@ import (
 	"busgate/embeddedbroker"
 )
 
-// fakeStore is a Source that knows what a crash leaves: acknowledgements are
-// durable when save is called, releases when their answer comes. Record i has
-// ord base+i+1.
+// fakeStore is a Source that knows what a kill leaves: acknowledgements are
+// durable when save is called, or at once if noted, up to the first that is
+// missing; releases when their answer comes. Record i has ord base+i+1.
 type fakeStore struct {
 	mu       sync.Mutex
 	base     uint64
@@ -33,6 +33,7 @@ type fakeStore struct {
 	wake     chan struct{}
 	saveAt   int // acks until the next save, counted down
 	every    int // acks between two saves; 0 = only by save
+	noted    bool
 	twice    []uint64
 	fail     error // of releases
 	nextErr  error
@@ -269,7 +270,12 @@ func (f *fakeStore) kill() *fakeStore {
 	defer f.mu.Unlock()
 	f.dead = true
 	g := newFakeStore(f.base, f.window)
-	g.records, g.leased, g.every, g.delay, g.manual = f.records, f.leased, f.every, f.delay, f.manual
+	g.records, g.leased, g.every, g.noted, g.delay, g.manual = f.records, f.leased, f.every, f.noted, f.delay, f.manual
+	for i := range f.doneLocked() {
+		if f.noted {
+			f.saved[f.base+uint64(i)+1] = true
+		}
+	}
 	for o := range f.saved {
 		g.acked[o], g.saved[o] = true, true
 	}

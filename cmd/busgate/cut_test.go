@@ -69,6 +69,7 @@ func (a *arrivals) add(n int) {
 // result counts what the rounds came to.
 type result struct {
 	rounds, hurt     int    // hurt: checks that found something lost
+	ends             int    // of the gateway, those while it starts among them
 	acked            [3]int // by QoS
 	lost             int
 	repeated         [3]int // arrivals beyond the first, by QoS
@@ -77,6 +78,7 @@ type result struct {
 	absent           int // the subscriber's session was not there
 	cloudLost        int
 	cloudRepeated    int // at QoS 2
+	cloudAgain       int // at QoS 1, of what was published once
 	cloudOvertaken   int
 	cloud1, cloud2   int // arrivals
 	cloudConnections int
@@ -85,9 +87,9 @@ type result struct {
 
 func (r *result) String() string {
 	return fmt.Sprintf("%d rounds in %.0f s: acknowledged %d at QoS 1 and %d at QoS 2; %d lost (in %d checks), at QoS 2 %d came twice (QoS 1: %d), %d overtaken, %d retained values stale, %d sessions gone; "+
-		"clouds: %d and %d arrived over %d connections, %d lost, %d twice at QoS 2, %d overtaken",
+		"clouds: %d and %d arrived over %d connections, %d lost, %d twice at QoS 2 (QoS 1: %d), %d overtaken",
 		r.rounds, r.took.Seconds(), r.acked[1], r.acked[2], r.lost, r.hurt, r.repeated[2], r.repeated[1], r.overtaken, r.stale, r.absent,
-		r.cloud1, r.cloud2, r.cloudConnections, r.cloudLost, r.cloudRepeated, r.cloudOvertaken)
+		r.cloud1, r.cloud2, r.cloudConnections, r.cloudLost, r.cloudRepeated, r.cloudAgain, r.cloudOvertaken)
 }
 
 // judge says whether every promise was kept.
@@ -95,6 +97,9 @@ func (w *way) judge() {
 	w.t.Logf("%v", &w.result)
 	if w.lost+w.repeated[2]+w.overtaken+w.stale+w.absent+w.cloudLost+w.cloudRepeated+w.cloudOvertaken > 0 {
 		w.t.Error("promises were broken")
+	}
+	if most := w.ends * cloudWindow; w.disk == nil && w.cloudAgain > most {
+		w.t.Errorf("%d came twice at QoS 1, want at most a window a kill, %d", w.cloudAgain, most)
 	}
 	for _, l := range w.ledgers {
 		if len(l.promised) < w.rounds {

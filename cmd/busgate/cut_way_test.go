@@ -46,6 +46,8 @@ type way struct {
 	result
 }
 
+const cloudWindow = 20
+
 func newWay(t *testing.T, d *disk, command ...string) *way {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -69,7 +71,7 @@ func newWay(t *testing.T, d *disk, command ...string) *way {
 		}
 		t.Cleanup(c.Close)
 		w.clouds[qos] = c
-		text += fmt.Sprintf("[uplink.cloud%d]\naddresses = [\"mqtt://%s\"]\nqos = %d\nwindow = 200\nsend = [\"cut/#\"]\n", qos, c.Addr(), qos)
+		text += fmt.Sprintf("[uplink.cloud%d]\naddresses = [\"mqtt://%s\"]\nqos = %d\nwindow = %d\nsend = [\"cut/#\"]\n", qos, c.Addr(), qos, cloudWindow)
 	}
 	file := filepath.Join(tmp, "busgate.toml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -166,6 +168,7 @@ func (w *way) stumble() {
 // machine without power acknowledges nothing, and a flush that is under way
 // when the file system is shut down may succeed and be lost all the same.
 func (w *way) cut() {
+	w.ends++
 	w.power.mu.Lock()
 	w.power.off = true
 	w.power.mu.Unlock()
@@ -385,8 +388,12 @@ func (w *way) checkClouds() {
 				}
 			}
 			w.cloudOvertaken += a.overtaken
-			if qos == 2 && l.qos == 2 {
+			switch {
+			case l.qos < 2: // the publishers themselves repeat
+			case qos == 2:
 				w.cloudRepeated += a.twice
+			default:
+				w.cloudAgain += a.twice
 			}
 		}
 		for _, v := range c.Violations() {
