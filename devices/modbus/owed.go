@@ -172,7 +172,7 @@ func (p *peer) answered(req []byte, sent, now time.Time, window time.Duration) {
 		own.seen = false
 	}
 	for i := range p.debts {
-		if d := &p.debts[i]; d != own && d.newest().Before(since) {
+		if d := &p.debts[i]; d.newest().Before(since) {
 			d.proven = true
 		}
 	}

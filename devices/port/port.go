@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"go.bug.st/serial"
 	"golang.org/x/sys/unix"
@@ -49,12 +50,13 @@ type Port struct {
 // The zero Opener is ready to use. Safe for concurrent use.
 type Opener struct {
 	mu      sync.Mutex
-	kept    []int // placeholders, see reserve
+	kept    []int           // placeholders, see reserve
+	refused map[string]bool // ports whose driver does not do RS-485, see first
 	fdHigh  atomic.Uint64
-	procDir string                                          // tests: instead of /proc
-	sysDir  string                                          // tests: instead of /sys
-	open    func(string, *serial.Mode) (serial.Port, error) // tests: instead of serial.Open
-	icount  func() (LineErrors, bool)                       // tests: instead of TIOCGICOUNT
+	procDir string                                           // tests: instead of /proc
+	sysDir  string                                           // tests: instead of /sys
+	open    func(string, *serial.Mode) (serial.Port, error)  // tests: instead of serial.Open
+	ioctl   func(fd int, req uint, arg unsafe.Pointer) error // tests: instead of ioctl(2)
 }
 
 func (o *Opener) proc() string {
@@ -88,8 +90,8 @@ func (o *Opener) Open(bus *config.Bus, devices int, log *slog.Logger) (*Port, er
 			return fail(err)
 		}
 	}
-	setRS485(helper, bus, log)
-	setLowLatency(helper, bus, log)
+	o.setRS485(helper, bus, log)
+	o.setLowLatency(helper, bus, log)
 	o.release()
 	open := o.open
 	if open == nil {

@@ -410,30 +410,6 @@ func TestDescriptorsAbove1023(t *testing.T) {
 	})
 }
 
-// The counters of the driver are those since the port was opened.
-func TestErrorsThatTheDriverCounts(t *testing.T) {
-	_, slave := pty(t)
-	now, counts := LineErrors{Parity: 5, Framing: 7, Overrun: 1}, true
-	o := Opener{icount: func() (LineErrors, bool) { return now, counts }}
-	p := open(t, &o, slave)
-	if e := p.LineErrors(); e != (LineErrors{}) {
-		t.Errorf("just opened: %+v", e)
-	}
-	now = LineErrors{Parity: 43, Framing: 8, Overrun: 1}
-	if e := p.LineErrors(); e != (LineErrors{Parity: 38, Framing: 1}) {
-		t.Errorf("%+v", e)
-	}
-	counts = false // the adapter went
-	if e := p.LineErrors(); e != (LineErrors{}) {
-		t.Errorf("a driver that does not say: %+v", e)
-	}
-	var plain Opener // a pseudo terminal has no counters
-	q := open(t, &plain, ptySlave(t))
-	if e := q.LineErrors(); e != (LineErrors{}) {
-		t.Errorf("a pseudo terminal: %+v", e)
-	}
-}
-
 func ptySlave(t *testing.T) string {
 	t.Helper()
 	_, slave := pty(t)

@@ -2,11 +2,9 @@ package profiles
 
 import (
 	"context"
-	"encoding/csv"
 	"fmt"
 	"log/slog"
 	"math"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,16 +46,7 @@ func sunspecModels(t *testing.T) map[int]map[int]place {
 			out[id][r.addr] = p
 		}
 	}
-	f, err := os.Open("testdata/sunspec.csv")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	lines, err := csv.NewReader(f).ReadAll()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range lines[1:] {
+	for _, l := range lines(t, "testdata/sunspec.csv") {
 		n := func(s string) int {
 			if s == "" {
 				return -1
@@ -79,7 +68,15 @@ func sunspecModels(t *testing.T) map[int]map[int]place {
 }
 
 // sunspec names the models whose every value a profile must have.
-var sunspec = map[string][]int{"sunspec-inverter": {101, 103}, "sunspec-inv-float": {113}, "sunspec-meter": {203}}
+var sunspec = map[string][]int{"sunspec-inverter": {101, 102, 103}, "sunspec-inv-float": {111, 112, 113}, "sunspec-meter": {201, 202, 203, 204}}
+
+// sunspecWords are the states and events of the inverters: symbols of St and Evt1
+// in sunspec/models json/model_103.json and model_113.json.
+var sunspecWords = map[string]string{
+	"enum16": "[{1 off} {2 sleeping} {3 starting} {4 mppt} {5 throttled} {6 shutting-down} {7 fault} {8 standby}]",
+	"bitfield32": "[{0 ground-fault} {1 dc-over-voltage} {2 ac-disconnect} {3 dc-disconnect} {4 grid-disconnect} {5 cabinet-open} {6 manual-shutdown} {7 over-temperature}" +
+		" {8 over-frequency} {9 under-frequency} {10 ac-over-voltage} {11 ac-under-voltage} {12 blown-string-fuse} {13 under-temperature} {14 memory-loss} {15 hardware-test-failure}]",
+}
 
 func TestSunSpecProfilesMatchTheModels(t *testing.T) {
 	all := sunspecModels(t)
@@ -105,6 +102,16 @@ func TestSunSpecProfilesMatchTheModels(t *testing.T) {
 					}
 					if s, has := sentinels[r.typ]; has && !slices.Equal(pt.Invalid, []int64{s}) || !has && len(pt.Invalid) > 0 {
 						t.Errorf("%s has the sentinels %v", pt.Name, pt.Invalid)
+					}
+					if pt.Order != "ABCD" || factor(pt.Scale) != 1 {
+						t.Errorf("%s has order %s and scale %v", pt.Name, pt.Order, factor(pt.Scale))
+					}
+					rest := *pt
+					rest.SunSpec, rest.ScaleReg, rest.Length, rest.Interval, rest.Enum, rest.Flags = nil, -1, 0, 0, nil, nil
+					nothingElse(t, rest)
+					if words := sunspecWords[r.typ]; pt.Name == "state" && fmt.Sprint(pt.Enum) != words || pt.Name == "events" && fmt.Sprint(pt.Flags) != words ||
+						pt.Name != "state" && len(pt.Enum) > 0 || pt.Name != "events" && len(pt.Flags) > 0 {
+						t.Errorf("%s has the words %v %v", pt.Name, pt.Enum, pt.Flags)
 					}
 					if (r.typ == "acc32" || r.name == "WH") != (pt.Kind == "total_increasing") {
 						t.Errorf("%s: kind %q", pt.Name, pt.Kind)

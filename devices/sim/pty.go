@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,6 +26,9 @@ type Pty struct {
 	port   *Port
 	slave  string
 	change chan struct{} // closed and replaced when the adapter comes or goes
+	filled bool          // something was sent to a program that may not have read it
+
+	unheard func([]byte) // tests: told of what the bus says while nobody has the terminal open
 }
 
 // NewPty makes the terminal. link is a path that Unplug removes and Replug
@@ -112,7 +114,7 @@ func (p *Pty) Replug() error {
 			return fmt.Errorf("link to the simulated port: %w", err)
 		}
 	}
-	p.master, p.port, p.slave = master, port, slave
+	p.master, p.port, p.slave, p.filled = master, port, slave, false
 	close(p.change)
 	p.change = make(chan struct{})
 	return nil
@@ -136,18 +138,16 @@ func (p *Pty) Run(ctx context.Context) error {
 			continue
 		}
 		var wg sync.WaitGroup
-		var filled atomic.Bool
-		wg.Go(func() { toBus(master, port, slave, &filled, change) })
-		wg.Go(func() { toTerminal(master, port, &filled) })
+		wg.Go(func() { p.toBus(master, port, slave, change) })
+		wg.Go(func() { p.toTerminal(master, port) })
 		wg.Wait()
 	}
 	return nil
 }
 
 // toBus carries what programs write. While nobody has the terminal open reading
-// it fails with EIO. filled says that something was sent to a program; gone is
-// closed when the adapter goes.
-func toBus(master *os.File, port *Port, slave string, filled *atomic.Bool, gone <-chan struct{}) {
+// it fails with EIO. gone is closed when the adapter goes.
+func (p *Pty) toBus(master *os.File, port *Port, slave string, gone <-chan struct{}) {
 	buf := make([]byte, 4096)
 	for {
 		n, err := master.Read(buf)
@@ -160,9 +160,7 @@ func toBus(master *os.File, port *Port, slave string, filled *atomic.Bool, gone 
 		if !errors.Is(err, syscall.EIO) {
 			return
 		}
-		if filled.Swap(false) { // what the last program left unread is not for the next one
-			flush(slave)
-		}
+		p.empty(slave)
 		select {
 		case <-gone:
 			return
@@ -173,7 +171,7 @@ func toBus(master *os.File, port *Port, slave string, filled *atomic.Bool, gone 
 
 // toTerminal carries what the bus says. What finds no room, or nobody to read
 // it, is lost, as on a wire.
-func toTerminal(master *os.File, port *Port, filled *atomic.Bool) {
+func (p *Pty) toTerminal(master *os.File, port *Port) {
 	buf := make([]byte, 4096)
 	for {
 		n, err := port.Read(buf)
@@ -181,16 +179,36 @@ func toTerminal(master *os.File, port *Port, filled *atomic.Bool) {
 			return
 		}
 		if hungUp(master) {
+			if p.unheard != nil {
+				p.unheard(buf[:n])
+			}
 			continue
 		}
 		if err := master.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
 			return
 		}
 		_, err = master.Write(buf[:n])
-		filled.Store(true) // afterwards: what is flushed too early is flushed again
+		p.fill() // afterwards: what is flushed too early is flushed again
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, syscall.EIO) {
 			return
 		}
+	}
+}
+
+// fill notes that something was sent to a program.
+func (p *Pty) fill() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.filled = true
+}
+
+// empty throws away what the last program left unread: it is not for the next one.
+func (p *Pty) empty(slave string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.filled {
+		flush(slave)
+		p.filled = false
 	}
 }
 
