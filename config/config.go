@@ -234,8 +234,8 @@ type Uplink struct {
 	RateBytes          int64         `toml:"rate_bytes" form:"size"`                   // per second; 0 = no limit
 	BudgetMonth        int64         `toml:"budget_month" form:"size"`                 // 0 = none
 	BudgetDay          int           `toml:"budget_day" default:"1" range:"1..28"`
-	Encode             string        `toml:"encode" default:"as-is" oneof:"as-is|json-batch|sparkplug"` // as-is or json-batch
-	Compress           string        `toml:"compress" oneof:"none|deflate"`                             // none; json-batch: deflate
+	Encode             string        `toml:"encode" default:"as-is" oneof:"as-is|json-batch|thingsboard|sparkplug"` // as-is, json-batch or thingsboard (its profile's default)
+	Compress           string        `toml:"compress" oneof:"none|deflate"`                                         // none; json-batch: deflate
 	MaxRecords         int           `toml:"max_records" default:"64" range:"1..10000"`
 	MaxAge             time.Duration `toml:"max_age" default:"10s"`
 	MaxBytes           int64         `toml:"max_bytes" default:"48KiB" form:"size" range:"1kB..256MB"`

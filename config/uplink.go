@@ -60,7 +60,33 @@ func (l *loader) uplinks(n *node) {
 				u.Compress = "deflate"
 			}
 		}
+		l.thingsboard(c, u)
 	})
+}
+
+// thingsboard says what has no effect, or would not be understood, at ThingsBoard.
+func (l *loader) thingsboard(n *node, u *Uplink) {
+	if n.has("encode") && u.Profile == "thingsboard" && u.Encode != "thingsboard" {
+		l.warnVal(n.get("encode"), "ThingsBoard does not read the topics and payloads of %q without rules of your own; leave `encode` out", u.Encode)
+	}
+	if u.Encode != "thingsboard" {
+		return
+	}
+	for _, key := range []string{"local_prefix", "remote_prefix", "route", "topic_template"} {
+		if n.has(key) {
+			l.warnVal(n.get(key), "`%s` changes nothing while `encode` is \"thingsboard\": the topics are those of ThingsBoard", key)
+		}
+	}
+	if u.Compress == "deflate" {
+		l.atVal(n.get("compress"), "`compress` cannot be \"deflate\" while `encode` is \"thingsboard\": it takes plain JSON only")
+	}
+	if c := n.get("send"); n.has("send") && !c.bad {
+		for i, s := range u.Send {
+			if !covers(l.cfg.Gateway.Base()+"/#", s) {
+				l.warnVal(c.list[i], "ThingsBoard has no place for messages of LAN clients: only those below %s are sent", l.cfg.Gateway.Base())
+			}
+		}
+	}
 }
 
 // limits fills in what the profile of the cloud sets.
@@ -79,8 +105,8 @@ func (l *loader) limits(n *node, u *Uplink) {
 	if unset("max_packet") && cl.maxPacket != 0 {
 		u.MaxPacket = cl.maxPacket
 	}
-	if u.Profile == "thingsboard" {
-		l.warnVal(n.get("profile"), "only the limits of ThingsBoard are kept: it needs rules that read the topics and payloads of busgate, which are not those of its gateways (v1/gateway/telemetry)")
+	if u.Profile == "thingsboard" && unset("encode") {
+		u.Encode = "thingsboard"
 	}
 	u.Will = u.Will && !(cl.bare && unset("will"))
 	u.Retain = u.Retain && !(cl.bare && unset("retain"))

@@ -3,11 +3,14 @@ package uplink
 import (
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
+	"busgate/buffer"
 	"busgate/config"
+	"busgate/embeddedbroker"
 )
 
 // factIdentity is the key under which the identity of the last session is kept.
@@ -26,22 +29,45 @@ func (l *Link) announce(e *epoch) {
 	}
 	if l.o.Birth != nil && !l.suspect.bare {
 		filters, want := Wants(&l.set.cfg, &l.gw)
-		for _, m := range l.o.Birth() {
-			if !want(m) || m.Topic == l.set.status() || !slices.ContainsFunc(filters, func(f string) bool { return matches(f, m.Topic) }) {
-				continue
-			}
-			topic, payload := l.rename(m.Topic), m.Payload
-			var told func(packets.ControlPacket)
-			if m.Topic == l.gw.Base()+"/gateway/info" {
-				payload, told = l.closingNumber(payload), func(packets.ControlPacket) { l.closingTold() }
-			}
-			if int64(len(topic)+len(payload)) <= l.set.maxPacket-maxHeader {
-				l.s.say(topic, payload, m.Retain && l.set.retain, told)
+		birth := l.o.Birth()
+		for _, m := range birth {
+			if want(m) && m.Topic != l.set.status() && slices.ContainsFunc(filters, func(f string) bool { return matches(f, m.Topic) }) {
+				l.introduce(m, birth)
 			}
 		}
 	}
 	l.subscribe()
 	l.report(e)
+}
+
+// introduce says one message of birth.
+func (l *Link) introduce(m *embeddedbroker.Message, birth []*embeddedbroker.Message) {
+	topic, payload, retain := l.rename(m.Topic), m.Payload, m.Retain && l.set.retain
+	var told func(packets.ControlPacket)
+	if m.Topic == l.gw.Base()+"/gateway/info" {
+		payload, told = l.closingNumber(payload), func(packets.ControlPacket) { l.closingTold() }
+	}
+	if l.set.thingsboard() {
+		r := buffer.Record{Topic: m.Topic, Payload: payload, Kind: uint8(m.Kind), At: m.Wall}
+		var ok bool
+		if topic, payload, ok = l.coder.board(&r); !ok || topic != boardDisconnect && l.offline(m.Topic, birth) {
+			return
+		}
+		retain = false
+	}
+	if int64(len(topic)+len(payload)) <= l.set.maxPacket-maxHeader {
+		l.s.say(topic, payload, retain, told)
+	}
+}
+
+// offline tells that birth says so of the device that a topic belongs to.
+func (l *Link) offline(topic string, birth []*embeddedbroker.Message) bool {
+	rest, _ := strings.CutPrefix(topic, l.gw.Base()+"/")
+	device, kind, _ := strings.Cut(rest, "/")
+	status := l.gw.Base() + "/" + device + "/status"
+	return kind != "error" && device != "gateway" && slices.ContainsFunc(birth, func(m *embeddedbroker.Message) bool {
+		return m.Topic == status && string(m.Payload) == "offline"
+	})
 }
 
 // subscribe makes the subscriptions of this session those of the configuration.
@@ -110,7 +136,9 @@ func (l *Link) take(next *settings) {
 	l.base = next
 	l.set = l.suspect.apply(next)
 	l.coder = coder{gateway: l.gw.Name, name: l.name, base: l.gw.Base(), unixMS: l.gw.Time == "unix_ms", stream: l.o.Stream}
+	shut := l.gate.shut
 	l.gate, l.packed = newGate(next), nil
+	l.gate.shut = shut
 	l.month.cap, l.month.day = next.cfg.BudgetMonth, min(max(next.cfg.BudgetDay, 1), 28)
 }
 
@@ -153,7 +181,7 @@ func (l *Link) report(e *epoch) {
 		ids = append(ids, x.ID)
 	}
 	l.telling = e.number
-	l.s.say(l.set.topics.remote(l.gw.Base()+"/gateway/loss"), lossReport(ls), false, func(packets.ControlPacket) {
+	l.s.say(l.lossTopic(), lossReport(ls), false, func(packets.ControlPacket) {
 		l.telling = 0
 		if l.o.Told != nil {
 			l.o.Told(ids...)

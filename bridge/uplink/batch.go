@@ -140,7 +140,7 @@ func (l *Link) extent(lots []lot) (n int, closed bool) {
 	if l.coder.device(&first.Record) == "" {
 		return 1, true
 	}
-	if l.set.cfg.Encode != "json-batch" {
+	if !batches(&l.set.cfg) {
 		return 1, true
 	}
 	if b := l.bounds[first.Ord]; b != nil { // a batch is never cut in two ways
@@ -149,12 +149,18 @@ func (l *Link) extent(lots []lot) (n int, closed bool) {
 		}
 		return max(n, 1), n > 0 && lots[n-1].Ord == b.last || n < len(lots)
 	}
-	limit := l.set.batchBytes()
-	size := int64(0)
+	limit, size, overhead := l.set.batchBytes(), int64(0), int64(entryOverhead)
+	device := l.coder.device(&first.Record)
+	if l.set.thingsboard() {
+		overhead = boardEntry
+	}
 	for n < len(lots) {
 		r := &lots[n].Record
-		size += int64(len(r.Payload)) + entryOverhead
-		if n > 0 && (n >= l.set.batchRecords() || size > limit || r.Boot != first.Boot || r.Lane != first.Lane || l.bounds[r.Ord] != nil || l.coder.device(r) == "") {
+		size += int64(len(r.Payload)) + overhead
+		if n > 0 && (n >= l.set.batchRecords() || size > limit || r.Boot != first.Boot || r.Lane != first.Lane || l.bounds[r.Ord] != nil) {
+			return n, true
+		}
+		if d := l.coder.device(r); d == "" || l.set.thingsboard() && d != device {
 			return n, true
 		}
 		n++
@@ -172,14 +178,16 @@ func (l *Link) batchOf(lots []lot) *flight {
 	for i := range lots {
 		rs[i] = lots[i].Record
 	}
+	l.packed = &flight{first: rs[0].Ord, last: rs[len(rs)-1].Ord, qos: l.set.qos, again: rs[0].Dup && l.set.qos > 0}
+	if l.set.thingsboard() {
+		l.packed.topic, l.packed.payload = boardTelemetry, l.coder.telemetry(l.coder.device(&rs[0]), rs)
+		return l.packed
+	}
 	p := l.coder.batch(rs)
 	if l.set.cfg.Compress == "deflate" {
 		p = l.deflater.deflate(p)
 	}
-	l.packed = &flight{
-		first: rs[0].Ord, last: rs[len(rs)-1].Ord, qos: l.set.qos, again: rs[0].Dup && l.set.qos > 0,
-		topic: l.set.topics.remote(l.gw.Base() + "/gateway/history"), payload: p,
-	}
+	l.packed.topic, l.packed.payload = l.set.topics.remote(l.gw.Base()+"/gateway/history"), p
 	return l.packed
 }
 
@@ -196,7 +204,7 @@ type bound struct {
 // loadBounds reads the cuts of an earlier process.
 func (l *Link) loadBounds() {
 	l.bounds = map[uint64]*bound{}
-	if l.o.Fact == nil || l.set.qos != 2 || l.set.cfg.Encode != "json-batch" {
+	if l.o.Fact == nil || l.set.qos != 2 || !batches(&l.set.cfg) {
 		return
 	}
 	for s := range strings.SplitSeq(string(l.o.Fact(factBatches)), " ") {
@@ -212,7 +220,7 @@ func (l *Link) loadBounds() {
 // cut makes the bounds of what is ready durable, all in one commit. It tells
 // whether the batch that begins with ord may leave.
 func (l *Link) cut(lots []lot, now time.Time, hurry bool) bool {
-	if l.set.qos != 2 || l.set.cfg.Encode != "json-batch" || l.o.Keep == nil {
+	if l.set.qos != 2 || !batches(&l.set.cfg) || l.o.Keep == nil {
 		return true
 	}
 	if b := l.bounds[lots[0].Ord]; b != nil {

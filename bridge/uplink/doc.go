@@ -21,6 +21,10 @@
 // record without having written anything for it: ords in (C,R] owe a PUBREL,
 // ords above R owe a PUBLISH.
 //
+// What a packet carries is made by pure functions, one a file: as it is
+// (encode.go), many readings in one (batch.go), or in ThingsBoard's own form
+// (thingsboard.go; its calls become commands in rpc.go).
+//
 // It is not for deciding who wants a message (the broker's router does, see
 // Wants), for writing to devices (package bridge does), or for keeping anything.
 package uplink

@@ -76,7 +76,15 @@ func (l *Link) arrive(e *epoch, p *packets.PublishPacket, now time.Time) error {
 		l.s.pubrecIn(p.MessageID)
 		return nil
 	}
-	topic := l.set.topics.local(p.TopicName)
+	topic, payload := l.set.topics.local(p.TopicName), p.Payload
+	if l.set.thingsboard() {
+		var command bool
+		if topic, payload, command = l.coder.boardCommand(p.Payload, now); !command || p.TopicName != boardRPC {
+			l.stats.downRefused++
+			l.s.confirm(p.Qos, p.MessageID)
+			return nil
+		}
+	}
 	switch {
 	case l.echo(p.TopicName, topic, p.Payload):
 		l.stats.echo++
@@ -85,7 +93,7 @@ func (l *Link) arrive(e *epoch, p *packets.PublishPacket, now time.Time) error {
 		l.log.Debug("message from the cloud is outside accept", "topic", topic)
 	default:
 		d := descent{epoch: e.number, id: p.MessageID, qos: p.Qos, m: &embeddedbroker.Message{
-			Topic: topic, Payload: p.Payload, QoS: p.Qos, Retain: p.Retain, Kind: embeddedbroker.KindDown, From: l.who,
+			Topic: topic, Payload: payload, QoS: p.Qos, Retain: p.Retain, Kind: embeddedbroker.KindDown, From: l.who,
 		}}
 		if !l.down.put(d) {
 			l.stats.downOverflow++

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/eclipse/paho.mqtt.golang/packets"
 
 	"busgate/bridge/uplink/cloudtest"
 	"busgate/embeddedbroker"
@@ -174,9 +177,10 @@ func TestEchoIsDropped(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		r.cloud.Publish("x", []byte(`{"ts":"t","gw":"plant-a","boot":"k3qz7aa-3","n":1}`), 1, false)
 		r.cloud.Publish("x", []byte(`{"ts":"t","gw":"plant-a","boot":"other-3","n":1}`), 1, false)
+		r.cloud.Publish("x", []byte(`{"ts":"t","gw":"plant-b","boot":"k3qz7aa-3","n":1}`), 1, false)
 		time.Sleep(2 * time.Second)
-		if s := r.link.Status(); s.Echo != 2 || len(l.seen()) != 1 { // with our own birth
-			t.Errorf("echo %d, came down %v; want 2 and one of another gateway", s.Echo, l.seen())
+		if s := r.link.Status(); s.Echo != 2 || len(l.seen()) != 2 { // with our own birth
+			t.Errorf("echo %d, came down %v; want 2, and one of another store and one of another gateway", s.Echo, l.seen())
 		}
 		r.stop()
 	})
@@ -193,6 +197,101 @@ func TestRefusedSubscriptionDoesNotStopPublishing(t *testing.T) {
 			t.Errorf("arrived %v", got)
 		}
 		r.wantLine("WARN the cloud refuses a subscription; commands by it will not come")
+		r.cloud.Cut() // it is tried again at the next connect
+		time.Sleep(time.Minute)
+		n := 0
+		for _, line := range r.lines() {
+			if strings.Contains(line, "refuses a subscription") {
+				n++
+			}
+		}
+		if n != 2 {
+			t.Errorf("refused %d times in two connections, want in each", n)
+		}
 		r.stop()
 	})
+}
+
+// TestLostSessionIsSubscribedAgain: the cloud has forgotten what we subscribed.
+func TestLostSessionIsSubscribedAgain(t *testing.T) {
+	virtual(t, cloudtest.Options{}, func(r *rig) {
+		r.o.Down = (&lan{}).down
+		r.cfg.Accept = []string{"a/#"}
+		r.start()
+		time.Sleep(2 * time.Second)
+		r.cloud.Wipe()
+		time.Sleep(time.Minute)
+		if got := r.cloud.Subscriptions("plant-a"); !slices.Equal(got, r.cfg.Accept) {
+			t.Errorf("subscribed %v after the session was lost", got)
+		}
+		r.stop()
+	})
+}
+
+// TestSubscribeTakesEightFilters at a time: AWS takes no more.
+func TestSubscribeTakesEightFilters(t *testing.T) {
+	s := newSession()
+	var filters []string
+	for i := range 20 {
+		filters = append(filters, fmt.Sprintf("f%d/#", i))
+	}
+	s.subscribe(filters, func(string, byte) {})
+	s.unsubscribe(filters)
+	var sizes []int
+	for _, c := range s.queue {
+		switch p := c.p.(type) {
+		case *packets.SubscribePacket:
+			sizes = append(sizes, len(p.Topics))
+		case *packets.UnsubscribePacket:
+			sizes = append(sizes, len(p.Topics))
+		}
+	}
+	if !slices.Equal(sizes, []int{8, 8, 4, 8, 8, 4}) {
+		t.Errorf("packets of %v filters, want 8, 8, 4 twice", sizes)
+	}
+}
+
+// TestQoS2ComesDownOnce: sent again before its PUBREL, it is answered and not taken
+// again; and what became durable only after the connection ended is not
+// acknowledged on the next, where its id may be another's.
+func TestQoS2ComesDownOnce(t *testing.T) {
+	var seen lan
+	r := newRig(t, cloudtest.Options{})
+	r.o.Down = seen.down
+	r.cfg.Accept = []string{"a/#"}
+	l := r.idle()
+	l.down = newDownlink(l.o.Down)
+	e := &epoch{number: 1}
+	p := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
+	p.TopicName, p.Qos, p.MessageID = "a/x", 2, 5
+	out := func() (kinds []string) {
+		for _, fr := range l.s.out {
+			kinds = append(kinds, fmt.Sprintf("%T", fr.p))
+		}
+		l.s.out = nil
+		return kinds
+	}
+	rec, comp := []string{"*packets.PubrecPacket"}, []string{"*packets.PubcompPacket"}
+	for _, c := range []struct {
+		name   string
+		do     func()
+		out    []string
+		passed int
+	}{
+		{"it comes", func() { _ = l.arrive(e, p, time.Now()); l.arrived(e, <-l.down.done) }, rec, 1},
+		{"it comes again", func() { _ = l.arrive(e, p, time.Now()) }, rec, 1},
+		{"it is released", func() { l.s.pubrelIn(5) }, comp, 1},
+		{"the id is another's now", func() { _ = l.arrive(e, p, time.Now()); l.arrived(e, <-l.down.done) }, rec, 2},
+		{"it is durable on the next connection", func() {
+			p.MessageID = 6
+			_ = l.arrive(e, p, time.Now())
+			l.arrived(&epoch{number: 2}, <-l.down.done)
+		}, nil, 3},
+	} {
+		c.do()
+		if got := out(); !slices.Equal(got, c.out) || len(seen.seen()) != c.passed {
+			t.Errorf("%s: answered %v, %d came down; want %v, %d", c.name, got, len(seen.seen()), c.out, c.passed)
+		}
+	}
+	l.down.stop()
 }

@@ -84,3 +84,11 @@ func (s *stopwatch) run(on bool, now time.Time) {
 		s.since = now
 	}
 }
+
+// sum is the time so far.
+func (s *stopwatch) sum(now time.Time) time.Duration {
+	if s.since.IsZero() {
+		return s.total
+	}
+	return s.total + now.Sub(s.since)
+}

@@ -57,6 +57,7 @@ func (l *Link) rest(ctx context.Context, d time.Duration) bool {
 		case m := <-l.down.done:
 			l.arrived(nil, m)
 		case now := <-tick.C:
+			l.publishStatus()
 			if l.state.Phase == Refused && l.files.changed(now) {
 				soon()
 			}

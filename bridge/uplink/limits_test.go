@@ -276,14 +276,22 @@ func TestOldReadingsAreHistoryOnlyWithLiveFirst(t *testing.T) {
 			r.cfg.Order = order
 			r.st.put("busgate/plant-a/grid/state", []byte(`{"ts":"x"}`), embeddedbroker.KindReading)
 			r.st.put("lan/topic", []byte(`x`), embeddedbroker.KindLAN)
+			r.st.put("busgate/plant-a/lan/state", []byte(`{"ts":"x"}`), embeddedbroker.KindLAN)
+			r.st.records[0].Retain = true
 			time.Sleep(2 * time.Minute)
 			r.start()
 			time.Sleep(5 * time.Second)
 			if got := r.payloads(topic); len(got) != 1 {
 				t.Errorf("%s: %d on %s", order, len(got), topic)
 			}
+			if _, kept := r.cloud.Retained(topic); kept != (order == "fifo") {
+				t.Errorf("%s: retained on %s: %v; history never is", order, topic, kept)
+			}
 			if got := r.payloads("lan/topic"); len(got) != 1 {
 				t.Errorf("%s: a message of the LAN changed its topic", order)
+			}
+			if got := r.payloads("busgate/plant-a/lan/state"); len(got) != 1 {
+				t.Errorf("%s: a message of the LAN that looks like a reading changed its topic", order)
 			}
 			r.stop()
 		})
@@ -343,6 +351,14 @@ func TestGateFillsUp(t *testing.T) {
 		<-g.wake()
 		if d := time.Since(began); d != 100*time.Millisecond || !g.pass(1, time.Now()) {
 			t.Errorf("woken after %v, want 100 ms", d)
+		}
+		time.Sleep(time.Hour) // a burst is one second's worth, however long nothing came
+		n := 0
+		for g.pass(1, time.Now()) {
+			n++
+		}
+		if n != 10 {
+			t.Errorf("%d pass at once after an hour, want 10", n)
 		}
 	})
 }

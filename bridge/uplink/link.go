@@ -94,6 +94,7 @@ type Link struct {
 	timing timing
 	board  board
 	bytes  traffic
+	crew   crew
 
 	mu   sync.Mutex
 	next *settings     // given to Update, not yet taken by Run

@@ -254,9 +254,10 @@ func TestReleaseThatFailsOrHangsEndsTheConnection(t *testing.T) {
 func TestSessionLostAtTheCloudSendsAgain(t *testing.T) {
 	virtual(t, cloudtest.Options{AckDelay: time.Second}, func(r *rig) {
 		r.cfg.QoS = 2
+		r.st.delay = time.Second
 		r.st.fill(20)
 		r.start()
-		time.Sleep(1500 * time.Millisecond) // PUBREC came, PUBCOMP not yet
+		time.Sleep(1500 * time.Millisecond) // PUBREC came, PUBREL waits for the store
 		r.cloud.Wipe()
 		time.Sleep(time.Minute)
 		if lost, _, _ := tally(20, r.payloads("t")); lost != 0 {

@@ -137,7 +137,7 @@ func (l *Link) afford(n int) int {
 		return 0
 	}
 	most := affordable
-	if l.set.cfg.Encode == "json-batch" {
+	if batches(&l.set.cfg) {
 		most = max(most, l.set.batchRecords())
 	}
 	return min(n, most)

@@ -75,6 +75,12 @@ func (l *Link) publish(e *epoch, now time.Time) {
 			l.stats.oversize++
 			l.log.Warn("message exceeds max_packet and is not sent", "topic", (*q)[0].Topic, "bytes", f.over, "max_packet", l.set.maxPacket)
 		}
+		if f.unfit {
+			l.stats.unfit++
+		}
+		for i := range n {
+			l.stats.result(l.coder.base, &(*q)[i].Record)
+		}
 		clear((*q)[:n])
 		*q = (*q)[n:]
 		l.packed = nil
@@ -114,7 +120,7 @@ func (l *Link) ripe(first lot, now time.Time, hurry bool) bool {
 
 // pack makes a flight of lots: one record, or a batch.
 func (l *Link) pack(lots []lot, now time.Time) *flight {
-	if l.set.cfg.Encode == "json-batch" && l.coder.device(&lots[0].Record) != "" {
+	if batches(&l.set.cfg) && l.coder.device(&lots[0].Record) != "" {
 		if f := l.batchOf(lots); f.size()+maxHeader <= l.set.maxPacket || len(lots) > 1 {
 			f.late = lots[0].late
 			return f
@@ -127,10 +133,17 @@ func (l *Link) pack(lots []lot, now time.Time) *flight {
 // by the report of its loss, which then has its place and its packet id.
 func (l *Link) single(r *lot, now time.Time) *flight {
 	f := &flight{first: r.Ord, last: r.Ord, qos: l.set.qos, again: r.Dup && l.set.qos > 0, late: r.late}
-	topic, history := l.history(r, now)
-	f.topic, f.payload = l.rename(topic), l.coder.payload(&r.Record, history)
-	f.retain = r.Retain && l.set.retain && !history && !l.removed(&r.Record)
+	if l.set.thingsboard() {
+		f.topic, f.payload, f.unfit = l.coder.board(&r.Record)
+		f.unfit = !f.unfit
+	} else {
+		topic, history := l.history(r, now)
+		f.topic, f.payload = l.rename(topic), l.coder.payload(&r.Record, history)
+		f.retain = r.Retain && l.set.retain && !history && !l.removed(&r.Record)
+	}
 	switch {
+	case f.unfit:
+		l.lose(f, &r.Record, "unfit")
 	case l.poison[r.Ord]:
 		l.lose(f, &r.Record, "poison")
 	case f.size()+maxHeader > l.set.maxPacket:
@@ -163,8 +176,16 @@ func (l *Link) history(r *lot, now time.Time) (string, bool) {
 func (l *Link) lose(f *flight, r *buffer.Record, why string) {
 	n, _ := l.coder.number(r)
 	loss := buffer.Loss{Boot: r.Boot, Lo: n, Hi: n, Dropped: 1, Reason: why}
-	f.topic, f.retain = l.set.topics.remote(l.gw.Base()+"/gateway/loss"), false
+	f.topic, f.retain = l.lossTopic(), false
 	f.payload = lossReport([]buffer.Loss{loss})
+}
+
+// lossTopic is where losses are reported.
+func (l *Link) lossTopic() string {
+	if l.set.thingsboard() {
+		return boardOwnTelemetry
+	}
+	return l.set.topics.remote(l.gw.Base() + "/gateway/loss")
 }
 
 // lossReport is the payload of gateway/loss.

@@ -107,8 +107,13 @@ func TestProfilesKeepTheLimitsOfTheirClouds(t *testing.T) {
 					r.st.put("busgate/plant-a/grid/state", fmt.Appendf(nil, `{"ts":"x","i":%d}`, i), embeddedbroker.KindReading)
 				}
 				big := strings.Repeat("x", limits.packet-200)
-				r.st.put("lan/big", []byte(big), embeddedbroker.KindLAN)
-				r.st.put("lan/toobig", []byte(big+strings.Repeat("x", 400)), embeddedbroker.KindLAN)
+				topic, kind := "lan/big", embeddedbroker.KindLAN
+				if r.cfg.Encode == encodeThingsBoard { // it has no place for them; this one goes as it is
+					big = `{"loss":"` + big[11:] + `"}`
+					topic, kind = "busgate/plant-a/gateway/loss", embeddedbroker.KindStatus
+				}
+				r.st.put(topic, []byte(big), kind)
+				r.st.put(topic, []byte(big+strings.Repeat("x", 400)), kind)
 				r.start()
 				if r.link.base.private != limits.private {
 					t.Errorf("CONNECT with level 0x84: %v", !limits.private)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
 	"time"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
@@ -63,15 +62,15 @@ func (l *Link) serve(ctx context.Context, c *opened) error {
 	}
 	l.enter(Resuming, l.state.Why)
 	in, over := make(chan []packets.ControlPacket), make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(c.w.flush)
-	wg.Go(func() { receive(c.w, in, over) })
-	wg.Go(func() { e.v.watch(c.w, l.timing, over) })
+	l.crew.send(c.w.flush)
+	l.crew.send(func() { receive(c.w, in, over) })
+	l.crew.send(func() { e.v.watch(c.w, l.timing, over) })
 
 	why := l.drive(ctx, e, in)
 	c.w.close(why)
 	close(over)
-	wg.Wait()
+	l.crew.dismiss()
+	l.paused(time.Now())
 
 	handed, _ := c.w.progress()
 	for _, m := range e.marks { // what was handed to a connection may have arrived: at most once

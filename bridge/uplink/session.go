@@ -41,6 +41,7 @@ type flight struct {
 	step        step
 	again       bool  // was written on an earlier connection, or by an earlier process
 	late        bool  // of the backlog of live_first
+	unfit       bool  // the loss report of a record that the encoding has no form for
 	over        int64 // bytes of the message that is too large and given up in this place; 0 = none is
 }
 

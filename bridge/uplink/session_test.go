@@ -5,6 +5,9 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"busgate/bridge/uplink/cloudtest"
+	"busgate/buffer"
 )
 
 func TestSessionIsExactWhateverIsCutWhere(t *testing.T) {
@@ -201,5 +204,25 @@ func invariant(t *testing.T, s *session, seed uint64, step int) {
 	}
 	if bytes != s.bytes {
 		t.Fatalf("seed %d step %d: %d bytes in flight, counted %d", seed, step, bytes, s.bytes)
+	}
+}
+
+// TestPublishLeavesAnIDThatIsTaken alone: a birth that is not answered for 65,535
+// messages holds the id of the next.
+func TestPublishLeavesAnIDThatIsTaken(t *testing.T) {
+	r := newRig(t, cloudtest.Options{})
+	l := r.idle()
+	near, far := bufferedPipe()
+	defer func() { _ = far.Close() }()
+	e := &epoch{opened: &opened{w: newWire(near, 1<<20, time.Second)}}
+	l.s.resumed = true
+	l.ready = []lot{{Record: buffer.Record{Ord: 7, Topic: "t"}}}
+	l.s.control[packetID(7)] = &control{}
+	if l.publish(e, time.Now()); len(l.s.flights) != 0 {
+		t.Error("a message left with the id of a packet that is not answered")
+	}
+	delete(l.s.control, packetID(7))
+	if l.publish(e, time.Now()); len(l.s.flights) != 1 {
+		t.Errorf("%d in flight after the answer", len(l.s.flights))
 	}
 }

@@ -109,11 +109,19 @@ func leasesOf(cfg *config.Uplink) int {
 		w += w / completing
 	}
 	n := 2 * w
-	if cfg.Encode == "json-batch" {
+	if batches(cfg) {
 		n = (w + 2) * cmp.Or(cfg.MaxRecords, defaultBatch)
 	}
 	return min(n, maxLeases)
 }
+
+// batches tells whether one packet carries many readings.
+func batches(cfg *config.Uplink) bool {
+	return cfg.Encode == "json-batch" || cfg.Encode == encodeThingsBoard
+}
+
+// thingsboard tells that ThingsBoard's own topics and payloads are spoken.
+func (s *settings) thingsboard() bool { return s.cfg.Encode == encodeThingsBoard }
 
 // The bounds of a batch where the configuration sets none.
 const (

@@ -12,7 +12,9 @@ const pointWord = "{point}"
 
 // PerPoint tells whether an uplink sends each point on a topic of its own: then
 // the scalars of state/<point> go up, and the states as JSON do not.
-func PerPoint(cfg *config.Uplink) bool { return strings.Contains(cfg.TopicTemplate, pointWord) }
+func PerPoint(cfg *config.Uplink) bool {
+	return strings.Contains(cfg.TopicTemplate, pointWord) && cfg.Encode != encodeThingsBoard
+}
 
 // Templates are the topics of an uplink's readings by device, with only {point}
 // left to fill in; nil without topic_template. Signs of a label that mean

@@ -32,10 +32,11 @@ type topicMap struct {
 	out, in []swap
 	rest    swap
 	hub     *hubTopics // nil: the cloud takes any topic
+	board   bool       // ThingsBoard: commands come as calls
 }
 
 func newTopicMap(cfg *config.Uplink) topicMap {
-	t := topicMap{rest: swap{filter: "#", local: cfg.LocalPrefix, remote: cfg.RemotePrefix}}
+	t := topicMap{rest: swap{filter: "#", local: cfg.LocalPrefix, remote: cfg.RemotePrefix}, board: cfg.Encode == encodeThingsBoard}
 	if presets[cfg.Profile].hub {
 		t.hub = &hubTopics{cfg.ClientID}
 	}
@@ -88,6 +89,9 @@ func (t *topicMap) local(topic string) string {
 
 // subscription is the filter to subscribe in the cloud for a filter of the LAN.
 func (t *topicMap) subscription(filter string) string {
+	if t.board {
+		return boardRPC
+	}
 	if t.hub != nil {
 		return t.hub.filter()
 	}
@@ -166,7 +170,11 @@ func Wants(cfg *config.Uplink, gw *config.Gateway) (filters []string, want func(
 		{"homeassistant/#", 0},
 	}
 	named, perPoint := slices.Clone(filters), PerPoint(cfg)
+	board := coder{gateway: gw.Name, base: base}
 	return filters, func(m *embeddedbroker.Message) bool {
+		if cfg.Encode == encodeThingsBoard && !board.takes(m) {
+			return false
+		}
 		if device, point, ok := stateOf(base, m.Topic); ok && device != "" {
 			if perPoint && point == "" || !perPoint && point != "" && gw.Payload != "value" {
 				return false // the states, or scalars that another uplink asked for

@@ -1,9 +1,11 @@
 package uplink
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -150,5 +152,27 @@ func TestQoS0InDoubtIsNotSentAgain(t *testing.T) {
 			t.Errorf("%d wait", n)
 		}
 		r.stop()
+	})
+}
+
+// TestAWriteEndsAtItsDeadline: nobody reads at the other end.
+func TestAWriteEndsAtItsDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		defer func() { _ = far.Close() }()
+		w := newWire(near, 1<<20, 10*time.Second)
+		var wg sync.WaitGroup
+		wg.Go(w.flush)
+		w.append(packets.NewControlPacket(packets.Pingreq))
+		time.Sleep(10*time.Second - time.Millisecond)
+		if why := w.why(); why != nil {
+			t.Errorf("closed before the deadline: %v", why)
+		}
+		time.Sleep(2 * time.Millisecond)
+		if c, ok := errors.AsType[*closing](w.why()); !ok || c.reason != "write-timeout" {
+			t.Errorf("after the deadline closed for %v, want write-timeout", w.why())
+			w.close(errStopped)
+		}
+		wg.Wait()
 	})
 }
