@@ -59,6 +59,7 @@ type bus struct {
 	errors   hourly
 	lendable time.Duration // bus time saved up for guests; negative: owed
 	sinkSlow uint64
+	polls    PollTimes
 	sum      Counts // of Fields that are closed
 }
 
@@ -286,6 +287,7 @@ func (b *bus) poll(ctx context.Context, g *group) {
 	g.urgent = false
 	g.next(now, b.load.stretch, b.epoch)
 	g.used += a.Used
+	b.polls.note(a.Used)
 	g.ran++
 	if a.Heard {
 		g.perTurn = a.Used

@@ -2,6 +2,7 @@ package devices
 
 import (
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -27,6 +28,28 @@ type BusStatus struct {
 	SinkSlow uint64 // rounds that the sink took longer than 1 s for
 	RTT50    time.Duration
 	RTT95    time.Duration
+	Polls    PollTimes // since the start
+}
+
+// PollBounds are the upper bounds of PollTimes.Counts, rising.
+var PollBounds = [...]time.Duration{
+	5 * time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond,
+	200 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second,
+}
+
+// PollTimes are how long polls of one device had a bus. Polls that did not use
+// it are left out.
+type PollTimes struct {
+	Counts [len(PollBounds) + 1]uint64 // by PollBounds, each with its bound, and those above all
+	Sum    time.Duration
+}
+
+func (p *PollTimes) note(took time.Duration) {
+	if took > 0 {
+		i, _ := slices.BinarySearch(PollBounds[:], took)
+		p.Counts[i]++
+		p.Sum += took
+	}
 }
 
 // DeviceStatus is what the status page and the metrics show of a device.
@@ -69,7 +92,7 @@ func (b *bus) show() {
 		worst, _ = b.noted(slog.LevelDebug)
 	}
 	s := BusStatus{Name: b.name, Open: b.field != nil, Devices: len(b.devs), Since: b.opened, Err: worst.Err, Text: worst.Text,
-		U: b.load.u, Stretch: b.load.stretch, Counts: b.sum, Reopened: b.reopens, FDHigh: b.fdHigh, SinkSlow: b.sinkSlow}
+		U: b.load.u, Stretch: b.load.stretch, Counts: b.sum, Reopened: b.reopens, FDHigh: b.fdHigh, SinkSlow: b.sinkSlow, Polls: b.polls}
 	if b.field != nil {
 		s.Counts.add(b.field.Counts())
 	} else {

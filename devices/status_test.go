@@ -59,3 +59,14 @@ func TestAlertStandsAsLongAsOneBusHasIt(t *testing.T) {
 		t.Errorf("said %q, want %q", said, want)
 	}
 }
+
+// TestPollTimes: a bound belongs to its class, and a poll without the bus to none.
+func TestPollTimes(t *testing.T) {
+	var p PollTimes
+	for _, d := range []time.Duration{0, 1, 5 * time.Millisecond, 5*time.Millisecond + 1, 5 * time.Second, 5*time.Second + 1, time.Hour} {
+		p.note(d)
+	}
+	if p.Counts != [11]uint64{2, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2} || p.Sum != time.Hour+10*time.Second+10*time.Millisecond+3 {
+		t.Errorf("%v", p)
+	}
+}

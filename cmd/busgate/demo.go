@@ -29,6 +29,7 @@ const (
 	demoEvery    = 5 * time.Second  // a line on the screen
 	demoArrival  = 10 * time.Second // from the cloud to its subscriber, at the end
 	demoLogLevel = slog.LevelWarn
+	demoConsole  = 8080 // its port, or the next free one
 )
 
 func demoCommand() command {
@@ -196,8 +197,12 @@ func (d *demo) openNear(dir string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	web, _, err := demoListen(demoConsole)
+	if err != nil {
+		return err
+	}
 	file := filepath.Join(dir, "busgate.toml")
-	if err := os.WriteFile(file, []byte(d.plant.config(dir, ln.Addr().String(), d.cloud.link.Addr(), d.o.faults)), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(d.plant.config(dir, ln.Addr().String(), web.Addr().String(), d.cloud.link.Addr(), d.o.faults)), 0o644); err != nil {
 		return err
 	}
 	cfg, problems := config.Load(file, profiles.FS)
@@ -206,14 +211,14 @@ func (d *demo) openNear(dir string, log *slog.Logger) error {
 		config.Print(&b, problems)
 		return errors.New("the demo's own configuration has mistakes:\n" + b.String())
 	}
-	o := gatewayOptions{tap: d.vals.tap(d.check), listen: ln}
+	o := gatewayOptions{tap: d.vals.tap(d.check), listen: ln, web: web}
 	if d.o.faults.has("clock") {
 		o.kernel = wrongClock()
 	}
 	if d.gw, err = openGateway(cfg, log, o); err != nil {
 		return err
 	}
-	d.introduce(dir, ln.Addr(), note)
+	d.introduce(dir, ln.Addr(), web.Addr(), note)
 	return nil
 }
 
@@ -243,7 +248,7 @@ func demoListen(port int) (net.Listener, string, error) {
 	return nil, "", fmt.Errorf("no free port from %d on: %w", port, first)
 }
 
-func (d *demo) introduce(dir string, broker net.Addr, note string) {
+func (d *demo) introduce(dir string, broker, web net.Addr, note string) {
 	fmt.Fprintf(d.out, "busgate %s demo: nothing outside this computer is touched; data in %s; ends with Ctrl-C\n", version, dir)
 	for _, l := range d.plant.lines {
 		fmt.Fprintln(d.out, "  "+l)
@@ -254,6 +259,7 @@ func (d *demo) introduce(dir string, broker net.Addr, note string) {
 		flag = fmt.Sprintf(" -p %d", port)
 	}
 	fmt.Fprintf(d.out, "  broker        %-24s%stry: mosquitto_sub%s -t 'busgate/#' -v\n", broker, note, flag)
+	fmt.Fprintf(d.out, "  console       http://%s\n", web)
 	when := "goes down for 20 s every minute"
 	if d.o.limit != 0 && d.o.limit < demoShort {
 		from, to := d.outage(0)

@@ -75,7 +75,7 @@ func openPlant(dir string) (*plant, error) {
 }
 
 // config is the device map of the demo: what an owner of such a plant would write.
-func (p *plant) config(dir, broker, cloud string, faults faultList) string {
+func (p *plant) config(dir, broker, web, cloud string, faults faultList) string {
 	var b strings.Builder
 	roof, order, buffer, login := p.tcp, "order = \"CDAB\"\n", "", ""
 	if faults.has("unreachable") {
@@ -99,7 +99,7 @@ data_dir = %q
 listen = %q
 
 [web]
-listen = ""
+listen = %q
 
 [bus.rs485]
 %s
@@ -137,7 +137,7 @@ limit  = { holding = 5007, type = "uint16", unit = "%%", scale = 0.1, write = tr
 %s[uplink.cloud]
 addresses = ["mqtt://%s"]
 qos = 2
-%s`, dir, broker, p.bus, roof, order, buffer, cloud, login)
+%s`, dir, broker, web, p.bus, roof, order, buffer, cloud, login)
 	if p.truck != "" {
 		fmt.Fprintf(&b, "\n[device.truck]\nserial = %q\nbaud = 9600\nprofile = \"nmea-gps\"\ninterval = \"2s\"\n", p.truck)
 	}

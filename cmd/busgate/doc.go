@@ -8,4 +8,5 @@
 //	main.go      the table of commands
 //	gateway.go   the wiring that run and demo share
 //	stages.go    the order of starting and stopping
+//	console.go   what the console sees of the rooms; metrics.go, its numbers
 package main

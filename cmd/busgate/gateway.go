@@ -17,6 +17,7 @@ import (
 
 	"busgate/bridge"
 	"busgate/buffer"
+	"busgate/cmd/busgate/console"
 	"busgate/config"
 	"busgate/config/report"
 	"busgate/devices"
@@ -57,10 +58,14 @@ type gateway struct {
 	fleet     *devices.Fleet
 	uplinks   *uplinks
 	listeners *listeners
+	console   *console.Console
 	alerts    chan report.Report // of the store, which must not wait for the bridge
 	more      []stage            // on top of the others
 	pulse     *pulse             // nil: nobody listens
 	operators atomic.Int32       // commands at work on the store, which keep the committer busy
+
+	reloads reloads
+	said    *said
 
 	mu  sync.Mutex // held during Update
 	cfg *config.Config
@@ -70,13 +75,15 @@ type gateway struct {
 type gatewayOptions struct {
 	tap    func(devices.Round, *embeddedbroker.Message)
 	listen net.Listener // instead of binding broker.listen; may be nil
+	web    net.Listener // instead of binding web.listen; may be nil
 	kernel *kernel      // of tests: another clock; nil: the real one
 }
 
 // openGateway opens everything that can fail: the store, the rooms on top of
 // it, the listeners. Nothing runs yet. Close undoes it.
 func openGateway(cfg *config.Config, log *slog.Logger, o gatewayOptions) (_ *gateway, err error) {
-	g := &gateway{log: log, ladder: report.NewLadder(log), opened: time.Now(), cfg: cfg, alerts: make(chan report.Report, maxAlerts)}
+	log, said := countReports(log)
+	g := &gateway{said: said, log: log, ladder: report.NewLadder(log), opened: time.Now(), cfg: cfg, alerts: make(chan report.Report, maxAlerts)}
 	defer func() {
 		if err != nil {
 			g.Close()
@@ -128,6 +135,7 @@ func openGateway(cfg *config.Config, log *slog.Logger, o gatewayOptions) (_ *gat
 	}
 	g.foretell(cfg)
 	g.bridge.Announce() // before anybody can listen: what a killed process left is not fresh
+	g.console = g.newConsole(cfg, o)
 	g.listeners, err = openListeners(g, &cfg.Broker, o.listen)
 	return g, err
 }
@@ -141,6 +149,7 @@ func (g *gateway) Run(ctx context.Context, hurry <-chan struct{}, ready func()) 
 		{name: "broker", grace: graceBroker, run: g.broker.Run},
 		{name: "uplinks", grace: graceUplinks, run: g.uplinks.Run},
 		{name: "bridge", grace: graceBridge, run: func(ctx context.Context) error { return g.bridge.Run(ctx, g.fleet) }},
+		{name: "console", grace: graceBridge, run: g.console.Run},
 		{name: "door", grace: graceBroker, run: g.listeners.Door},
 		{name: "devices", grace: graceDevices, run: g.fleet.Run},
 		{name: "alerts", grace: graceBridge, run: g.publishAlerts},
@@ -205,6 +214,7 @@ func (g *gateway) Update(ctx context.Context, cfg *config.Config) (config.Change
 		func(c *config.Config, _ config.Changes) error { return g.bridge.Update(c) },
 		func(c *config.Config, d config.Changes) error { return g.uplinks.Update(ctx, c, d.Uplinks) },
 		func(c *config.Config, _ config.Changes) error { return g.fleet.Update(c) },
+		func(c *config.Config, _ config.Changes) error { return g.console.Update(c.Web) },
 		func(c *config.Config, _ config.Changes) error { g.store.SetLimits(limits(&c.Buffer)); return nil },
 	}
 	for i, update := range rooms {

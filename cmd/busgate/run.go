@@ -121,9 +121,16 @@ type reloader struct {
 // reload loads the file again and, if it has no mistakes, gives it to what
 // runs, and says what that did. Otherwise the old configuration keeps running,
 // and the error lists why.
-func (r *reloader) reload(ctx context.Context) (string, error) {
+func (r *reloader) reload(ctx context.Context) (text string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	defer func() {
+		if err != nil {
+			r.g.reloads.refused.Add(1)
+		} else {
+			r.g.reloads.ok.Add(1)
+		}
+	}()
 	tell(r.log, reloading())
 	defer tell(r.log, "READY=1")
 	cfg, problems := config.Load(r.file, profiles.FS)

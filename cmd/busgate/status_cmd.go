@@ -64,37 +64,51 @@ func statusCommand() command {
 func sec(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 func (s *gatewayStatus) print(w io.Writer) {
-	fmt.Fprintf(w, "%s  busgate %s  up %s  clock %s  %s on the broker\n", s.Gateway, s.Version, report.Duration(sec(s.Uptime)), s.Clock, count(s.Clients, "client", "clients"))
+	fmt.Fprintf(w, "%s  %s\n", s.Gateway, s.about())
 	fmt.Fprintln(w, s.sentence())
-	if len(s.Devices) > 0 {
+	for _, table := range s.tables() {
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "DEVICE\tSTATE\tAGE\tVALUES\tERROR")
-		for _, d := range s.Devices {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", d.Name, d.State, d.age(), d.values(), dash(d.trouble()))
+		for _, row := range append([][]string{table.Head}, table.Rows...) {
+			fmt.Fprintln(t, strings.Join(row, "\t"))
 		}
 		t.Flush()
 	}
-	if len(s.Buses) > 0 {
-		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "BUS\tLOAD\tREQUESTS\tNO ANSWER\tDAMAGED\tLATE\tFOREIGN\tRTT p50/p95\tERROR")
-		for _, b := range s.Buses {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%.0f / %.0f ms\t%s\n", b.Name, b.load(), report.Count(b.Requests), share(b.Timeouts, b.Requests),
-				share(b.Damaged, b.Requests), report.Count(b.Late), report.Count(b.Foreign), b.RTT50*1e3, b.RTT95*1e3, dash(b.Error))
+}
+
+// statusTable is one table of the status. The first column names the row.
+type statusTable struct {
+	Head []string
+	Rows [][]string // as long as Head
+}
+
+// tables are those of devices, buses and uplinks, as far as there are any.
+func (s *gatewayStatus) tables() (all []statusTable) {
+	add := func(rows [][]string, head ...string) {
+		if len(rows) > 0 {
+			all = append(all, statusTable{head, rows})
 		}
-		t.Flush()
 	}
-	if len(s.Uplinks) > 0 {
-		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "UPLINK\tSTATE\tFOR\tQUEUE\tSIZE\tOLDEST\tERROR")
-		for _, u := range s.Uplinks {
-			oldest := "-"
-			if u.Queue > 0 {
-				oldest = report.Duration(sec(u.Oldest))
-			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", u.Name, u.State, report.Duration(sec(u.Since)), report.Count(u.Queue), size(u.Bytes), oldest, dash(u.trouble()))
+	var rows [][]string
+	for _, d := range s.Devices {
+		rows = append(rows, []string{d.Name, d.State, d.age(), d.values(), dash(d.trouble())})
+	}
+	add(rows, "DEVICE", "STATE", "AGE", "VALUES", "ERROR")
+	rows = nil
+	for _, b := range s.Buses {
+		rows = append(rows, []string{b.Name, b.load(), report.Count(b.Requests), share(b.Timeouts, b.Requests), share(b.Damaged, b.Requests),
+			report.Count(b.Late), report.Count(b.Foreign), fmt.Sprintf("%.0f / %.0f ms", b.RTT50*1e3, b.RTT95*1e3), dash(b.Error)})
+	}
+	add(rows, "BUS", "LOAD", "REQUESTS", "NO ANSWER", "DAMAGED", "LATE", "FOREIGN", "RTT p50/p95", "ERROR")
+	rows = nil
+	for _, u := range s.Uplinks {
+		oldest := "-"
+		if u.Queue > 0 {
+			oldest = report.Duration(sec(u.Oldest))
 		}
-		t.Flush()
+		rows = append(rows, []string{u.Name, u.State, report.Duration(sec(u.Since)), report.Count(u.Queue), size(u.Bytes), oldest, dash(u.trouble())})
 	}
+	add(rows, "UPLINK", "STATE", "FOR", "QUEUE", "SIZE", "OLDEST", "ERROR")
+	return all
 }
 
 // sentence says what a person wants to know first.
