@@ -20,7 +20,7 @@ const (
 	connectTime   = 5 * time.Second // accept to a complete CONNECT
 	shakeTime     = 5 * time.Second // more for TLS and WebSocket
 	connectSize   = 64 << 10        // bytes of a CONNECT
-	firstBuffer   = 512             // read buffer; grows with the bytes that came
+	firstBuffer   = 256             // read buffer; grows with the bytes that came
 	usualBuffer   = 64 << 10        // ... to this; further for one large packet
 	inboundBytes  = 1 << 20         // unanswered input at which the reader waits
 	inboundSlots  = 1000            // unanswered packets at which the reader waits
@@ -43,6 +43,7 @@ type ending struct {
 	early bool   // before CONNACK: code goes into one
 	fault bool   // the client broke a rule or a limit
 	said  bool   // it has its line already
+	reset bool   // the kernel is to keep nothing of the connection
 }
 
 func (e *ending) Error() string { return e.text }
@@ -54,13 +55,12 @@ type conn struct {
 	nc   net.Conn
 	addr string
 
-	ip    netip.Addr // what limits count by
-	local bool       // of this machine: no limits by address
-	came  time.Time
-	place *list.Element // in the queue of those who did not log in yet; gatekeeper.mu
-
-	inside bool   // counts for max_clients; gatekeeper.mu
-	claims string // the user name of a refused login
+	ip     netip.Addr // what limits count by
+	came   time.Time
+	place  *list.Element // in the queue of those who did not log in yet; gatekeeper.mu
+	inside bool          // counts for max_clients; gatekeeper.mu
+	local  bool          // of this machine: no limits by address
+	claims string        // the user name of a refused login
 
 	// Set before the session is attached, constant afterwards.
 	id       string
@@ -180,7 +180,7 @@ func (c *conn) more(need int) error {
 	switch {
 	case c.r == c.w:
 		c.r, c.w = 0, 0
-		if len(c.buf) > 8*firstBuffer && c.last < len(c.buf)/8 || c.buf == nil {
+		if len(c.buf) > 16*firstBuffer && c.last < len(c.buf)/8 || c.buf == nil {
 			c.buf = make([]byte, firstBuffer)
 		}
 	case c.r > 0:
@@ -304,6 +304,10 @@ func (c *conn) finish(err error) {
 	told := e.code != 0 && !c.dead
 	c.dead = true
 	c.mu.Unlock()
+	if e.reset {
+		shut(c.nc)
+		return
+	}
 	if told {
 		c.linger(limit)
 	}

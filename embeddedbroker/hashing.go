@@ -13,25 +13,30 @@ import (
 const (
 	hashesAtOnce = 4
 	hashWait     = connectTime // for room
-	hashSlice    = 512         // rounds between two rests: some 0.3 ms
-	smallSlice   = 64          // ... while wrong passwords come
+	hashSlice    = 512         // rounds between two rests: some 1 ms
 	hashRest     = time.Millisecond
-	suspectRest  = 4 * time.Millisecond
-	maxRests     = 400 // in one hash, whatever the file asks for
+	smallSlice   = 16 // ... while wrong passwords come: some 0.03 ms
+	smallRest    = 250 * time.Microsecond
+	suspectRest  = time.Millisecond
+	restShare    = 3                    // a small slice that took long, on a slow machine, has rests so many times as long
+	longestRest  = 4 * time.Millisecond // ... but a slice that only waited for the processor is not told from a slow one
+	maxRests     = 1250                 // in one hash, whatever the file asks for
 )
 
 // hashing is who hashes and who waits for room. An address with wrong passwords
-// is a suspect: suspects have one place, and long rests.
+// is a suspect: suspects have one place, and longer rests.
 type hashing struct {
 	busy    int
 	suspect bool // their place is taken
 	queue   []*hasher
 }
 
-// rhythm is how a password is hashed: so many rounds, then a rest.
+// rhythm is how a password is hashed: so many rounds, then a rest. Rounds are
+// the measure, not time: what others wait for grows with them on a slow machine.
 type rhythm struct {
 	slice int
 	rest  time.Duration
+	share int // the rest is at least so many times as long as the slice took
 }
 
 // during is the rhythm of a hash of so many rounds.
@@ -40,11 +45,9 @@ func (r rhythm) during(rounds int) rhythm {
 	return r
 }
 
-// pause is called after each round.
-func (r rhythm) pause(round int) {
-	if round%r.slice == 0 {
-		time.Sleep(r.rest)
-	}
+// pause rests after a slice that began at began.
+func (r rhythm) pause(began time.Time) {
+	time.Sleep(max(r.rest, min(time.Duration(r.share)*time.Since(began), longestRest)))
 }
 
 // hasher is a connection that waits for its turn.
@@ -82,11 +85,11 @@ func (g *gatekeeper) rhythm(h *hasher) rhythm {
 	defer g.mu.Unlock()
 	switch {
 	case h.suspect:
-		return rhythm{smallSlice, suspectRest}
+		return rhythm{smallSlice, suspectRest, restShare}
 	case g.wrong.failing(time.Now()):
-		return rhythm{smallSlice, hashRest}
+		return rhythm{smallSlice, smallRest, restShare}
 	}
-	return rhythm{hashSlice, hashRest}
+	return rhythm{hashSlice, hashRest, 0}
 }
 
 // wait returns when it is the connection's turn, and an error when it is to end

@@ -260,7 +260,7 @@ func (c *conn) publish(pub *publication, p *packet.Publish) (waiting bool, err e
 	waiting, err = b.publishLocked(&c.origin, pub)
 	if err == nil && p.QoS == 2 {
 		c.sess.mu.Lock()
-		c.sess.in[p.PID] = true
+		c.sess.openLocked(p.PID)
 		c.sess.mu.Unlock()
 	}
 	return waiting, err

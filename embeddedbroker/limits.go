@@ -166,7 +166,7 @@ func (g *gatekeeper) pushOutLocked(kind func(*conn) bool) {
 		if o := e.Value.(*conn); kind(o) {
 			o.b.n.refusedConnects.Add(1)
 			g.waitedLocked(o)
-			o.kick(&ending{text: "made room for newer connections before its CONNECT", fault: true})
+			o.kick(&ending{text: "made room for newer connections before its CONNECT", fault: true, reset: true})
 			return
 		}
 	}

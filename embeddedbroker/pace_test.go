@@ -2,6 +2,7 @@ package embeddedbroker
 
 import (
 	"bytes"
+	"context"
 	"crypto/pbkdf2"
 	"crypto/sha512"
 	"errors"
@@ -247,5 +248,53 @@ func TestShutResets(t *testing.T) {
 	shut(b)
 	if _, err := a.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the client reads %v", err)
+	}
+}
+
+// A connection that makes room for newer ones ends with a reset.
+func TestPushedOutIsReset(t *testing.T) {
+	r := start(t, NewMemory())
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.wg.Go(func() { r.b.Serve(context.Background(), l) })
+	r.b.gate.mu.Lock()
+	r.b.gate.near = maxBurstWaiting - 1
+	r.b.gate.mu.Unlock()
+	oldest, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer oldest.Close()
+	newer, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer newer.Close()
+	if _, err := oldest.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the oldest reads %v", err)
+	}
+}
+
+// A slice that took long is followed by a rest in proportion, a short one by the
+// least, and a file that asks for many rounds has larger slices, not more rests.
+func TestRhythm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := rhythm{slice: 16, rest: time.Millisecond, share: 3}
+		for took, want := range map[time.Duration]time.Duration{0: time.Millisecond, 300 * time.Microsecond: time.Millisecond, time.Millisecond: 3 * time.Millisecond, time.Second: longestRest} {
+			began := time.Now()
+			time.Sleep(took)
+			slept := time.Now()
+			if r.pause(began); time.Since(slept) != want {
+				t.Errorf("after %v it rests %v, want %v", took, time.Since(slept), want)
+			}
+		}
+	})
+	r := rhythm{slice: 16}
+	for rounds, want := range map[int]int{101: 16, HashIterations: 16, 100 * maxRests: 100, maxIterations: maxIterations / maxRests} {
+		if got := r.during(rounds).slice; got != want {
+			t.Errorf("%d rounds are hashed in slices of %d, want %d", rounds, got, want)
+		}
 	}
 }

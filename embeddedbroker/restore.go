@@ -35,7 +35,7 @@ func (r restorer) Session(d Session, subs []Subscription, in []uint16, out []Mar
 		s.willAt = now.Add(s.will.Delay + crashGrace)
 	}
 	for _, pid := range in {
-		s.in[pid] = true
+		s.openLocked(pid)
 	}
 	for _, m := range out {
 		ord := ordOf(s.nextOrd-1, m.PID)

@@ -38,11 +38,14 @@ func TestRetainedIsReplacedByRetainedOnly(t *testing.T) {
 	for _, v := range versions {
 		r := start(t, NewMemory())
 		p := r.connect(v, "pub", persistent)
+		w := r.connect(v, "watch")
+		w.subscribe("t", 0)
 		keep := func(payload string, qos byte) {
 			p.send(&packet.Publish{Topic: []byte("t"), Retain: true, Payload: []byte(payload), QoS: qos, PID: uint16(qos)})
 			if qos > 0 {
 				p.acked(packet.PUBACK, 1)
 			}
+			w.receive("t", payload)
 		}
 		look := func(want string, qos byte) {
 			t.Helper()
@@ -63,6 +66,8 @@ func TestRetainedIsReplacedByRetainedOnly(t *testing.T) {
 		look("2", 0)
 		p.publish("t", "3", 0, 0)
 		p.publish("t", "", 0, 0)
+		w.receive("t", "3")
+		w.receive("t", "")
 		look("2", 0)
 		p.send(&packet.Disconnect{})
 		p.ended()
@@ -106,9 +111,13 @@ func TestClientIDs(t *testing.T) {
 	covers(t, "5", "MQTT-3.1.3-2", "MQTT-3.1.3-5")
 	covers(t, "311", "MQTT-3.1.3-2", "MQTT-3.1.3-5")
 	r := start(t, NewMemory())
+	r.connect(packet.V311, "other", persistent)
 	for _, v := range versions {
 		for _, id := range []string{"a", "0123456789abcdefghijklm", "nopqrstuvwxyzABCDEFGHI", "JKLMNOPQRSTUVWXYZ", "a-very-long-one-with-much-more-than-23-bytes-ä"} {
-			r.connect(v, id, persistent).close()
+			c := r.connect(v, id, persistent)
+			if c.close(); c.ack.SessionPresent {
+				t.Errorf("version %d: %q has the session of another", v, id)
+			}
 			if c := r.connect(v, id, persistent); c.ack.SessionPresent != (v != packet.V31) {
 				t.Errorf("version %d: the session of %q is gone", v, id)
 			}

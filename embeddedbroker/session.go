@@ -46,7 +46,7 @@ type session struct {
 	lost     uint64    // messages that its quota cost, as last seen
 
 	mu sync.Mutex
-	in map[uint16]bool // QoS 2 ids that the client opened and did not release
+	in map[uint16]bool // QoS 2 ids that the client opened and did not release; nil until there is one
 
 	q0      queue[item] // QoS 0
 	q       queue[item] // QoS 1 and 2, in the order of ord
@@ -116,9 +116,17 @@ func ordOf(last uint64, pid uint16) uint64 {
 }
 
 func newSession(b *Broker, id string, consumer ConsumerID) *session {
-	return &session{b: b, id: id, consumer: consumer, subs: map[string]*sub{}, in: map[uint16]bool{},
+	return &session{b: b, id: id, consumer: consumer, subs: map[string]*sub{},
 		nextOrd: 1, floor: 1, cursor: 1, behind: consumer != 0,
 		q0: queue[item]{pool: &itemPieces}, q: queue[item]{pool: &itemPieces}, flights: queue[flight]{pool: &flightPieces}}
+}
+
+// openLocked notes a QoS 2 id that the client opened.
+func (s *session) openLocked(pid uint16) {
+	if s.in == nil {
+		s.in = map[uint16]bool{}
+	}
+	s.in[pid] = true
 }
 
 // durableLocked is what the store keeps of the session. core.mu is held.

@@ -79,26 +79,30 @@ func TestOfflineMany(t *testing.T) {
 func TestOfflineOrder(t *testing.T) {
 	covers(t, "5", "MQTT-4.5.0-1")
 	covers(t, "311", "MQTT-3.1.2-4", "MQTT-3.1.2-5", "MQTT-3.2.2-2", "MQTT-4.1.0-1", "MQTT-4.5.0-1")
-	const total = 2000
-	r := start(t, NewMemory())
-	s := r.connect(packet.V311, "sub", persistent)
-	s.subscribe("a/#", 1)
-	s.send(&packet.Disconnect{})
-	s.ended()
-	p := r.connect(packet.V311, "pub")
-	for i := range total {
-		p.publish("a/b", n("", i), 1, uint16(i+1))
-	}
-	s = r.connect(packet.V311, "sub", persistent)
-	if !s.ack.SessionPresent {
-		t.Error("session present is not set")
-	}
-	for i := range total {
-		m := s.take("a/b", n("", i))
-		if m.Dup || m.PID != uint16(i+1) {
-			t.Fatalf("message %d: %+v", i, m)
+	const total = 700
+	for _, v := range versions {
+		r := start(t, NewMemory())
+		s := r.connect(v, "sub", persistent)
+		s.subscribe("a/#", 2)
+		s.send(&packet.Disconnect{})
+		s.ended()
+		p := r.connect(v, "pub")
+		for i := range total {
+			p.publish("a/b", n("", i), byte(1+i%2), uint16(i+1))
 		}
+		s = r.connect(v, "sub", persistent)
+		if s.ack.SessionPresent != (v != packet.V31) {
+			t.Errorf("version %d: session present is %v", v, s.ack.SessionPresent)
+		}
+		for i := range total {
+			m := s.receive("a/b", n("", i))
+			if m.Dup || m.QoS != byte(1+i%2) || m.PID != uint16(i+1) {
+				t.Fatalf("version %d message %d: %+v", v, i, m)
+			}
+			s.complete(m)
+		}
+		s.ping()
+		s.silent()
+		r.stop()
 	}
-	s.ping()
-	s.silent()
 }

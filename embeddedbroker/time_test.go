@@ -72,8 +72,11 @@ func TestServerKeepAlive(t *testing.T) {
 		if a := expect[*packet.Connack](old); a.Code != packet.Refused3ClientID {
 			t.Errorf("code %d", a.Code)
 		}
-		nap(92 * time.Second)
+		began := time.Now()
 		expect[*packet.Disconnect](c)
+		if d := time.Since(began); d < 90*time.Second || d > 92*time.Second {
+			t.Errorf("closed after %v", d) // of the server's keep-alive, not of its own
+		}
 	})
 }
 
@@ -108,20 +111,26 @@ func TestWillAtTheEndOfAConnection(t *testing.T) {
 			synctest.Wait()
 			w.silent() // nor is there one for those who gave none
 
-			c = r.connect(v, "c", will("will/a", "gone", 1, true))
+			gone := n("gone", int(v))
+			c = r.connect(v, "c", will("will/a", gone, 1, true))
 			c.close()
-			if m := w.take("will/a", "gone"); m.QoS != 1 || m.Retain {
+			if m := w.take("will/a", gone); m.QoS != 1 || m.Retain {
 				t.Errorf("version %d: %+v", v, m)
 			}
 			c = r.connect(v, "c", will("will/b", "", 0, false), keep(10))
 			nap(20 * time.Second)
 			w.take("will/b", "") // an empty payload is one
 			c.close()
-		}
-		late := r.connect(packet.V311, "late")
-		late.subscribe("will/a", 1)
-		if m := late.take("will/a", "gone"); !m.Retain {
-			t.Error("the retained will has no RETAIN")
+			r.connect(v, "c", will("will/d", "passing", 1, false)).close()
+			w.take("will/d", "passing")
+			late := r.connect(v, "late")
+			late.subscribe("will/#", 1)
+			if m := late.take("will/a", gone); !m.Retain {
+				t.Errorf("version %d: the retained will has no RETAIN", v)
+			}
+			late.ping()
+			late.silent() // the others are not retained
+			late.close()
 		}
 		c := r.connect(packet.V5, "c", will("will/c", "asked", 0, false))
 		c.send(&packet.Disconnect{Code: packet.DisconnectWithWill})
@@ -281,7 +290,10 @@ func TestSessionExpiry(t *testing.T) {
 		if present(packet.V311) {
 			t.Error("there after session_expiry")
 		}
-		present(packet.V5)
+		r.b.DropSession("c")
+		if present(packet.V5) {
+			t.Error("session present without a session")
+		}
 		nap(3599 * time.Second)
 		if !present(packet.V5) {
 			t.Error("gone before the interval")

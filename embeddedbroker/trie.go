@@ -46,10 +46,47 @@ type shareGroup struct {
 type node struct {
 	parent *node
 	level  string
-	kids   map[string]*node
+	kids   kids
 	subs   []*sub
 	groups []*shareGroup
 }
+
+// kids are the levels below a node. One alone, as most are, needs no map.
+type kids struct {
+	one  *node
+	many map[string]*node
+}
+
+func (k *kids) get(level string) *node {
+	if k.one != nil && k.one.level == level {
+		return k.one
+	}
+	return k.many[level]
+}
+
+func (k *kids) add(n *node) {
+	switch {
+	case k.many != nil:
+		k.many[n.level] = n
+	case k.one == nil:
+		k.one = n
+	default:
+		k.many = map[string]*node{k.one.level: k.one, n.level: n}
+		k.one = nil
+	}
+}
+
+func (k *kids) drop(n *node) {
+	if k.one == n {
+		k.one = nil
+		return
+	}
+	if delete(k.many, n.level); len(k.many) == 0 {
+		k.many = nil
+	}
+}
+
+func (k *kids) empty() bool { return k.one == nil && k.many == nil }
 
 // trie finds the subscriptions of a topic. It belongs to core.mu.
 type trie struct {
@@ -107,14 +144,10 @@ func newTrie(mayRead func(*session, string) bool) *trie {
 func (t *trie) add(s *sub) {
 	n := &t.root
 	for level := range strings.SplitSeq(s.filter, "/") {
-		kid := n.kids[level]
+		kid := n.kids.get(level)
 		if kid == nil {
-			if n.kids == nil {
-				n.kids = map[string]*node{}
-			}
-			level = strings.Clone(level)
-			kid = &node{parent: n, level: level}
-			n.kids[level] = kid
+			kid = &node{parent: n, level: strings.Clone(level)}
+			n.kids.add(kid)
 		}
 		n = kid
 	}
@@ -170,8 +203,8 @@ func (t *trie) remove(s *sub) {
 		n.subs[len(n.subs)-1] = nil
 		n.subs = n.subs[:len(n.subs)-1]
 	}
-	for n.parent != nil && len(n.kids) == 0 && len(n.subs) == 0 && len(n.groups) == 0 {
-		delete(n.parent.kids, n.level)
+	for n.parent != nil && n.kids.empty() && len(n.subs) == 0 && len(n.groups) == 0 {
+		n.parent.kids.drop(n)
 		n = n.parent
 	}
 }
@@ -209,14 +242,14 @@ type walk struct {
 func (w *walk) down(n *node, topic string, first bool) {
 	level, rest, more := strings.Cut(topic, "/")
 	if !first || !strings.HasPrefix(topic, "$") { // [MQTT-4.7.2-1]
-		if k := n.kids["#"]; k != nil {
+		if k := n.kids.get("#"); k != nil {
 			w.take(k)
 		}
-		if k := n.kids["+"]; k != nil {
+		if k := n.kids.get("+"); k != nil {
 			w.step(k, rest, more)
 		}
 	}
-	if k := n.kids[level]; k != nil && level != "#" && level != "+" {
+	if k := n.kids.get(level); k != nil && level != "#" && level != "+" {
 		w.step(k, rest, more)
 	}
 }
@@ -227,7 +260,7 @@ func (w *walk) step(n *node, rest string, more bool) {
 		return
 	}
 	w.take(n)
-	if k := n.kids["#"]; k != nil { // a/# matches a
+	if k := n.kids.get("#"); k != nil { // a/# matches a
 		w.take(k)
 	}
 }

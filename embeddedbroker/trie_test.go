@@ -110,8 +110,8 @@ func TestTrieAgreesWithNaiveMatcher(t *testing.T) {
 	for _, s := range live {
 		tr.remove(s)
 	}
-	if len(tr.root.kids) != 0 || tr.count != 0 {
-		t.Errorf("an empty trie has %d levels, count %d", len(tr.root.kids), tr.count)
+	if !tr.root.kids.empty() || tr.count != 0 {
+		t.Errorf("an empty trie has levels %v, count %d", tr.root.kids, tr.count)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"busgate/embeddedbroker/packet"
 )
@@ -151,8 +152,12 @@ func (p *password) derive(secret []byte, r rhythm) []byte {
 	round := prf.Sum(nil)
 	sum := bytes.Clone(round)
 	r = r.during(p.iterations)
+	began := time.Now()
 	for i := 1; i < p.iterations; i++ {
-		r.pause(i)
+		if i%r.slice == 0 {
+			r.pause(began)
+			began = time.Now()
+		}
 		prf.Reset()
 		prf.Write(round)
 		round = prf.Sum(round[:0])
