@@ -147,7 +147,7 @@ const mostDecimals = 16
 // decimals at most, and without an exponent when it is beyond the integers of 64
 // bits. An integer beyond those is a text there, and so it is one here.
 func appendNumber(b, v []byte) []byte {
-	if bytes.IndexAny(v, ".eE") < 0 {
+	if !bytes.ContainsAny(v, ".eE") {
 		if _, err := strconv.ParseInt(string(v), 10, 64); err != nil {
 			return append(append(append(b, '"'), v...), '"')
 		}

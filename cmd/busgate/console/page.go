@@ -23,6 +23,7 @@ type Table struct {
 // The style stands in the page; its hash in the policy lets it through, and no other.
 const style = `:root{color-scheme:light dark;font:16px/1.4 system-ui,sans-serif}
 body{margin:1rem auto;max-width:75rem;padding:0 1rem}
+p,td{white-space:pre-wrap}
 h1{font-size:1.4rem;margin:0}
 div{overflow-x:auto}
 table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}
