@@ -301,6 +301,48 @@ func TestFullFileSystem(t *testing.T) {
 	}
 }
 
+// TestStartOnAFullDisk: others have taken the last byte of the file system. It
+// is said so, and what waits is there when there is room.
+func TestStartOnAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=4m"); err != nil {
+		t.Skip("mounting a small file system needs root:", err)
+	}
+	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
+	path := filepath.Join(dir, "b.db")
+	var said alerts
+	o := Options{Limits: Limits{MinFreeDisk: -1}, Alert: said.add}
+	s := open(t, path, o)
+	c := consumer(t, s, "c", ConsumerOptions{Stream: "c"})
+	wait(t, numbered(s, c, false, 1, 2, 3))
+	shut(t, s)
+	filler, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for block := make([]byte, 4096); err == nil; {
+		_, err = filler.Write(block)
+	}
+	s = open(t, path, o)
+	if !said.has("read-only: the disk is full, ") {
+		t.Error(said.text)
+	}
+	consumer(t, s, "c", ConsumerOptions{Stream: "c"})
+	if err := errors.Join(filler.Close(), os.Remove(filler.Name())); err != nil {
+		t.Fatal(err)
+	}
+	shut(t, s)
+	s = open(t, path, o)
+	c = consumer(t, s, "c", ConsumerOptions{Stream: "c"})
+	s.rescues.Wait()
+	if err := s.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := drained(t, c); fmt.Sprint(got) != "[1 2 3]" {
+		t.Error(got, s.Losses(c))
+	}
+}
+
 func TestStartWithoutADisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := temp(t)

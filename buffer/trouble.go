@@ -74,8 +74,11 @@ func (s *Store) readOnly(err error) {
 	s.mu.Unlock()
 	s.expose()
 	why := "the disk fails: " + err.Error()
-	if code(err) == codeReadOnly || errors.Is(err, syscall.EROFS) {
+	switch c := code(err); {
+	case c == codeReadOnly || errors.Is(err, syscall.EROFS):
 		why = "the file system is read-only (worn SD card?)"
+	case c == codeFull || errors.Is(err, syscall.ENOSPC):
+		why = "the disk is full, and the buffer has nothing more to give up: others fill it. Free space"
 	}
 	s.fail("read-only", slog.LevelError, why+". Keeping the newest readings in memory (4 MiB): a restart loses them; QoS 1 and 2 publishes are not acknowledged")
 }
