@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -41,4 +42,18 @@ func newestRelease(file string) (release, error) {
 		}
 	}
 	return release{}, fmt.Errorf("%s: no complete entry: first line `busgate (VERSION) ...`, last ` -- NAME <MAIL>  DATE`", file)
+}
+
+// redate gives a release the time of SOURCE_DATE_EPOCH, in seconds since 1970,
+// if there is one.
+func (r *release) redate(epoch string) error {
+	if epoch == "" {
+		return nil
+	}
+	n, err := strconv.ParseInt(epoch, 10, 64)
+	if err != nil {
+		return fmt.Errorf("SOURCE_DATE_EPOCH: %w", err)
+	}
+	r.date = time.Unix(n, 0).UTC()
+	return nil
 }

@@ -15,7 +15,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -37,15 +36,14 @@ var targets = map[string]target{
 func main() {
 	archs := flag.String("arch", "amd64,arm64,armhf", "architectures of Debian")
 	out := flag.String("out", "dist", "folder for the packages")
-	version := flag.String("version", "", "instead of that of packaging/changelog: for tests of upgrades")
 	flag.Parse()
-	if err := run(strings.Split(*archs, ","), *out, *version); err != nil {
+	if err := run(strings.Split(*archs, ","), *out); err != nil {
 		fmt.Fprintln(os.Stderr, "mkdeb:", err)
 		os.Exit(1)
 	}
 }
 
-func run(archs []string, out, version string) error {
+func run(archs []string, out string) error {
 	root, err := moduleRoot()
 	if err != nil {
 		return err
@@ -54,15 +52,8 @@ func run(archs []string, out, version string) error {
 	if err != nil {
 		return err
 	}
-	if version != "" {
-		r.version = version
-	}
-	if s := os.Getenv("SOURCE_DATE_EPOCH"); s != "" {
-		n, err := strconv.ParseInt(s, 10, 64)
-		if err != nil {
-			return fmt.Errorf("SOURCE_DATE_EPOCH: %w", err)
-		}
-		r.date = time.Unix(n, 0).UTC()
+	if err := r.redate(os.Getenv("SOURCE_DATE_EPOCH")); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err

@@ -1,13 +1,9 @@
 package vm
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
-	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +19,20 @@ type ledger struct {
 	seen  map[string]bool
 }
 
+// keySize is how long the keys of messages are, which begin their payload.
+const keySize = 18
+
+// key names a message: its round, its QoS and its number.
+func key(round int, qos byte, n int) string { return fmt.Sprintf("%06d-%d-%09d", round, qos, n) }
+
+// note notes a message whose acknowledgement was seen.
+func (l *ledger) note(key string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.acked[key] = true
+}
+
+// missing forgets what was acknowledged and gives those that were not seen.
 func (l *ledger) missing() (lost []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -31,196 +41,206 @@ func (l *ledger) missing() (lost []string) {
 			lost = append(lost, k)
 		}
 	}
+	l.acked, l.seen = map[string]bool{}, map[string]bool{}
 	return lost
 }
 
-// TestPowerCuts kills the machine in mid-write, again and again. The disk with
-// the store has a volatile cache that the cut empties. A sleeping session is
-// owed every message whose acknowledgement a publisher outside has seen. The
-// control has a disk that lies about flushes: it must lose, or this test could
-// not see a loss. So that fifty rounds take minutes, there is no Debian around
-// the shipped binary, only a kernel and a script, and each round resumes the
-// machine as it was after the kernel's start, with the disk not yet mounted.
+// plant is a gateway with a meter in a Debian on a disk with a volatile cache.
+type plant struct {
+	*testing.T
+	assets, drive string
+	disk          *disk
+	ledger        ledger
+}
+
+// TestPowerCuts pulls the plug of an installed Debian in mid-write, again and
+// again: the package installed by apt, busgate started by systemd, everything on
+// one ext4 whose disk has a volatile cache that the cut empties, and the same
+// disk from round to round. A sleeping session is owed every message whose
+// PUBACK or PUBCOMP a publisher outside has seen. The control has a disk that
+// begins to lie about flushes before the publisher begins: it must lose all, or
+// this test could not see a loss.
 func TestPowerCuts(t *testing.T) {
 	assets := needVM(t, "amd64")
-	initrd := cutInitramfs(t, assets, buildPackage(t, "amd64"))
+	root := installed(t, assets)
+	control := filepath.Join(t.TempDir(), "control.img")
+	sh(t, "cp", "--sparse=always", root, control)
+
 	t.Run("a disk with a volatile cache", func(t *testing.T) {
-		lost, acked := cutOften(t, assets, initrd, *cuts, false)
-		t.Logf("%d cuts: %d acknowledged, %d lost", *cuts, acked, lost)
-		if lost > 0 || acked < *cuts {
-			t.Errorf("lost %d of %d", lost, acked)
+		p := newPlant(t, assets, root)
+		began, acked, lost := time.Now(), [3]int{}, 0
+		for round := range *cuts {
+			m, port := p.boot()
+			lost += p.collect(port, round)
+			up := time.Since(m.began)
+			n, gone := p.publish(m, port, round)
+			acked[1], acked[2] = acked[1]+n[1], acked[2]+n[2]
+			t.Logf("round %d: collected %.0f s after power on, %d and %d acknowledged at QoS 1 and 2, %s unflushed writes lost, %.1f s a round",
+				round, up.Seconds(), n[1], n[2], gone, time.Since(began).Seconds()/float64(round+1))
 		}
+		m, port := p.boot()
+		lost += p.collect(port, *cuts)
+		t.Logf("%d cuts: %d acknowledged at QoS 1, %d at QoS 2, %d lost", *cuts, acked[1], acked[2], lost)
+		if lost > 0 || acked[1] < *cuts || acked[2] < *cuts {
+			t.Errorf("lost %d of %v", lost, acked)
+		}
+		t.Log("outside: " + stateFrom(t, port, patience))
+		m.ready()
+		if got := m.run("cat /sys/block/vda/queue/write_cache"); got != "write back" {
+			t.Errorf("the machine believes that its disk has no volatile cache, and flushes nothing: %s", got)
+		}
+		t.Log(m.run("findmnt -n -o SOURCE,FSTYPE,OPTIONS -T /var/lib/busgate; " +
+			"systemctl show busgate -p FragmentPath -p ActiveState -p NRestarts -p StatusText; dpkg -V busgate && busgate buffer check"))
 	})
 	t.Run("control: a disk that lies", func(t *testing.T) {
-		lost, acked := cutOften(t, assets, initrd, 20, true)
-		t.Logf("%d acknowledged, %d lost", acked, lost)
-		if lost == 0 {
-			t.Error("nothing was lost on a disk that lies: this test sees no loss")
+		p := newPlant(t, assets, control)
+		m, port := p.boot()
+		p.collect(port, 0) // makes the session
+		p.disk.lie()
+		n, gone := p.publish(m, port, 0)
+		_, port = p.boot()
+		lost := p.collect(port, 1)
+		t.Logf("%d acknowledged at QoS 1, %d at QoS 2, %d lost; %s writes lost", n[1], n[2], lost, gone)
+		if lost == 0 || lost != n[1]+n[2] {
+			t.Error("a disk that lies has not lost everything: this test does not see each loss")
 		}
 	})
 }
 
-// cutInit is all that runs besides the kernel and the program.
-const cutInit = `#!/bin/busybox sh
-b=/bin/busybox
-$b mount -t proc p /proc; $b mount -t sysfs s /sys; $b mount -t devtmpfs d /dev
-for m in $($b sed -n 's/^for m in \(.*\); do.*/\1/p' /init); do $b insmod /lib/$m 2>/dev/null; done
-while [ ! -b /dev/vda ]; do $b sleep 0.02; done
-$b blockdev --flushbufs /dev/vda
-$b ip link set lo up; $b ip addr add 10.0.2.15/24 dev eth0; $b ip link set eth0 up
-echo KERNEL IS UP
-read go
-$b mount -t ext4 -o noatime /dev/vda /data || echo CANNOT MOUNT
-/bin/busgate run --config /busgate.toml --socket /s
-echo ENDED $?
-$b poweroff -f
-`
-
-// cutInitramfs lays the program over the initramfs of the assets: the kernel
-// takes archives one after the other.
-func cutInitramfs(t *testing.T, assets, deb string) string {
+// installed gives a disk with a Debian on which apt has installed the package,
+// and on which the meter was read once.
+func installed(t *testing.T, assets string) string {
 	t.Helper()
-	dir := t.TempDir()
-	sh(t, "dpkg-deb", "-x", deb, filepath.Join(dir, "deb"))
-	over := filepath.Join(dir, "over")
-	for name, text := range map[string]string{"cuts": cutInit, "busgate.toml": "[gateway]\nname = \"gw\"\ndata_dir = \"/data\"\n" + openToAll + "sys_interval = \"0s\"\n", "data/.keep": ""} {
-		name = filepath.Join(over, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o755)); err != nil {
-			t.Fatal(err)
-		}
+	root := rootDisk(t, assets, buildPackage(t, "amd64"), nil)
+	port, card := network(t)
+	usb := newAdapter(t)
+	m := pc(t, assets, image(root), append(card, usb.args(true)...)...)
+	connectMeter(t, usb.line)
+	m.ready()
+	m.put("/etc/busgate/conf.d/plant.toml", openToAll+"[device.meter]\nserial = \"/dev/ttyUSB0\"\nprofile = \"eastron-sdm630\"\n")
+	m.run("DEBIAN_FRONTEND=noninteractive apt-get install -y /home/pi/busgate_*.deb >/tmp/apt.log 2>&1 || { cat /tmp/apt.log; false; }")
+	t.Log("outside: " + stateFrom(t, port, patience))
+	if _, err := fmt.Fprintln(m.in, "systemctl poweroff"); err != nil {
+		t.Fatal(err)
 	}
-	sh(t, "install", "-D", filepath.Join(dir, "deb/usr/bin/busgate"), filepath.Join(over, "bin/busgate"))
-	initrd := filepath.Join(dir, "initrd.gz")
-	sh(t, "sh", "-c", fmt.Sprintf("(cat %s/initrd.gz; cd %s && find . | cpio -o -H newc --quiet | gzip -1) >%s", assets, over, initrd))
-	return initrd
+	select {
+	case <-m.ended:
+	case <-time.After(patience):
+		t.Fatal("the machine does not switch itself off")
+	}
+	return root
 }
 
-// cutOften boots, takes what the last round left, publishes, and pulls the plug.
-func cutOften(t *testing.T, assets, initrd string, times int, lies bool) (lost, acked int) {
+func newPlant(t *testing.T, assets, root string) *plant {
 	t.Helper()
 	socket := filepath.Join(shortDir(t), "disk")
-	d := openDisk(t, dataDisk(t, "128M"), socket, lies)
-	l := &ledger{acked: map[string]bool{}, seen: map[string]bool{}}
-	dir := shortDir(t)
-	saved := filepath.Join(dir, "saved")
-	start := func(more ...string) (*machine, string) {
-		port, card := network(t)
-		return boot(t, assets, "qemu-system-x86_64", append(append(card, "-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", "192", "-initrd", initrd,
-			"-append", "console=ttyS0 quiet panic=-1 net.ifnames=0 rdinit=/cuts",
-			"-drive", "driver=nbd,server.type=unix,server.path="+socket+",if=none,id=data,cache=writeback", "-device", "virtio-blk-pci,drive=data",
-			"-object", "rng-random,filename=/dev/urandom,id=rng", "-device", "virtio-rng-pci,rng=rng", "-serial", "stdio"), more...)...), port
-	}
-	monitor := filepath.Join(dir, "monitor")
-	m, _ := start("-monitor", "unix:"+monitor+",server=on,wait=off")
-	if _, err := m.until("KERNEL IS UP", patience); err != nil {
-		t.Fatal(err)
-	}
-	save(t, monitor, saved)
-	m.kill()
-	began := time.Now()
-	for round := range times + 1 {
-		m, port := start("-incoming", "exec:cat "+saved)
-		if _, err := fmt.Fprintln(m.in, "go"); err != nil {
-			t.Fatal(err)
-		}
-		// The session takes what the last round left for it.
-		watcher := client(t, port, "watcher", false, patience, func(msg mqtt.Message) {
-			l.mu.Lock()
-			l.seen[string(msg.Payload()[:min(16, len(msg.Payload()))])] = true
-			l.mu.Unlock()
-		})
-		if err := done(watcher.Subscribe("plant/#", 1, nil), patience); err != nil {
-			t.Fatalf("round %d: %v", round, err)
-		}
-		before := l.missing()
-		if len(before) > 0 {
-			end := time.Now().Add(time.Minute)
-			for len(before) > 0 && time.Now().Before(end) {
-				time.Sleep(100 * time.Millisecond)
-				before = l.missing()
+	return &plant{T: t, assets: assets, disk: openDisk(t, root, socket),
+		drive:  "driver=nbd,server.type=unix,server.path=" + socket + ",cache=writeback",
+		ledger: ledger{acked: map[string]bool{}, seen: map[string]bool{}}}
+}
+
+// boot switches the machine on.
+func (p *plant) boot() (m *machine, port string) {
+	p.Helper()
+	port, card := network(p.T)
+	usb := newAdapter(p.T)
+	m = pc(p.T, p.assets, p.drive, append(card, usb.args(true)...)...)
+	connectMeter(p.T, usb.line)
+	return m, port
+}
+
+// collect takes what the session is owed, which it makes in the first round, and
+// gives how many of the messages acknowledged in the last round were not there.
+func (p *plant) collect(port string, round int) (lost int) {
+	p.Helper()
+	var ends [3]chan struct{} // of each QoS: what is published now has come
+	ends[1], ends[2] = make(chan struct{}, 1), make(chan struct{}, 1)
+	c := client(p.T, port, "watcher", false, patience, func(m mqtt.Message) {
+		k := string(m.Payload()[:min(keySize, len(m.Payload()))])
+		p.ledger.mu.Lock()
+		p.ledger.seen[k] = true
+		p.ledger.mu.Unlock()
+		if k == key(round, m.Qos(), 0) {
+			select {
+			case ends[m.Qos()] <- struct{}{}:
+			default: // once more, as QoS 1 may
 			}
 		}
-		lost += len(before)
-		if len(before) > 0 {
-			t.Logf("round %d: %d acknowledged messages are lost, such as %s", round, len(before), before[0])
-		}
-		l.mu.Lock()
-		for _, k := range before { // counted once
-			delete(l.acked, k)
-		}
-		l.mu.Unlock()
-		watcher.Disconnect(100)
-		if round == times || lies && lost > 0 { // one loss is enough for the control
-			m.kill()
-			return lost, acked
-		}
-		n := publish(t, m, port, round, l)
-		acked += n
-		m.kill()
-		gone, err := d.cut()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("round %d: %d acknowledged, %d unflushed writes lost, %.1f s a round", round, n, gone, time.Since(began).Seconds()/float64(round+1))
+	})
+	if err := done(c.Subscribe("plant/#", 2, nil), patience); err != nil {
+		p.Fatalf("round %d: %v", round, err)
 	}
-	return lost, acked
+	// What a topic was owed comes before what is published to it now.
+	for qos := byte(1); qos <= 2; qos++ {
+		if err := done(c.Publish(topic(qos), qos, false, key(round, qos, 0)), patience); err != nil {
+			p.Fatalf("round %d: %v", round, err)
+		}
+		select {
+		case <-ends[qos]:
+		case <-time.After(patience):
+			p.Fatalf("round %d: the session does not get what is published now", round)
+		}
+	}
+	c.Disconnect(100)
+	missing := p.ledger.missing()
+	if len(missing) > 0 {
+		p.Logf("round %d: %d acknowledged messages are lost, such as %s", round, len(missing), missing[0])
+	}
+	return len(missing)
 }
 
-// save writes the state of a machine to a file.
-func save(t *testing.T, monitor, file string) {
-	t.Helper()
-	c, err := net.Dial("unix", monitor)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if _, err := fmt.Fprintf(c, "migrate \"exec:cat >%s\"\ninfo migrate\n", file); err != nil {
-		t.Fatal(err)
-	}
-	var said strings.Builder
-	b := make([]byte, 4096)
-	for !strings.Contains(said.String(), "Migration status: completed") {
-		n, err := c.Read(b)
-		if err != nil {
-			t.Fatalf("%v: %s", err, said.String())
-		}
-		said.Write(b[:n])
-	}
-}
+func topic(qos byte) string { return fmt.Sprintf("plant/%d", qos) }
 
-// publish sends at QoS 1 until the plug is pulled, and notes what was acknowledged.
-func publish(t *testing.T, m *machine, port string, round int, l *ledger) (acked int) {
-	t.Helper()
-	c := client(t, port, "publisher", true, patience, nil)
+// publish sends at QoS 1 and 2 in turn until it pulls the plug, and notes what
+// was acknowledged: how many of each QoS. gone says how many writes the disk lost.
+func (p *plant) publish(m *machine, port string, round int) (acked [3]int, gone string) {
+	p.Helper()
+	c := client(p.T, port, "publisher", true, patience, nil)
 	payload := strings.Repeat("x", 200)
 	window := make(chan struct{}, 20)
 	var wg sync.WaitGroup
-	began := make(chan struct{}) // the first acknowledgement came
+	var count sync.Mutex
+	var began [3]chan struct{} // the first acknowledgement of each QoS came
+	began[1], began[2] = make(chan struct{}), make(chan struct{})
 	first := began
-	var once sync.Once
 	var cut <-chan time.Time
-	for i := 0; ; i++ {
+	for i := 1; ; i++ {
 		select {
 		case window <- struct{}{}:
-		case <-first:
-			cut, first = time.After(time.Duration(200+rand.IntN(2000))*time.Millisecond), nil
+		case <-first[1]:
+			first[1] = nil
+			continue
+		case <-first[2]:
+			first[2] = nil
 			continue
 		case <-cut:
-			m.kill() // in mid-write: 20 are in flight
+			lost, of, err := p.disk.cut(m.kill)
+			if err != nil {
+				p.Fatal(err)
+			}
 			c.Disconnect(0)
 			wg.Wait()
-			return acked
+			return acked, fmt.Sprintf("%d of %d", lost, of)
 		}
-		key := fmt.Sprintf("%06d-%09d", round, i)
-		token := c.Publish("plant/"+strconv.Itoa(i%10), 1, false, key+payload)
+		if cut == nil && first[1] == nil && first[2] == nil {
+			cut = time.After(time.Duration(200+rand.IntN(2000)) * time.Millisecond)
+		}
+		if !c.IsConnectionOpen() {
+			p.Fatalf("round %d: the publisher lost its connection before the cut", round)
+		}
+		qos := byte(1 + i%2)
+		k := key(round, qos, i)
+		token := c.Publish(topic(qos), qos, false, k+payload)
 		wg.Go(func() {
 			defer func() { <-window }()
-			if token.WaitTimeout(time.Minute) && token.Error() == nil {
-				l.mu.Lock()
-				l.acked[key] = true
-				acked++
-				l.mu.Unlock()
-				once.Do(func() { close(began) })
+			if done(token, patience) != nil {
+				return
+			}
+			p.ledger.note(k)
+			count.Lock()
+			defer count.Unlock()
+			if acked[qos]++; acked[qos] == 1 {
+				close(began[qos])
 			}
 		})
 	}

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,34 +12,30 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 )
 
 // disk is a network block device (the fixed newstyle protocol of nbd) with a
-// volatile cache: what was written is lost when the power goes, unless a flush
-// came after it. A disk that lies answers flushes at once and writes later.
+// volatile cache: what was written may be lost when the power goes, unless a flush
+// came after it. A disk that lies answers flushes and does nothing.
 type disk struct {
 	file   *os.File
 	size   int64
-	lies   bool
 	listen net.Listener
 
 	mu      sync.Mutex
+	lies    bool
+	off     bool      // without power: what is asked now is not done
 	pending []written // in the cache, oldest first
-	flushes int
 	serving sync.WaitGroup
 	conns   map[net.Conn]bool
+	changed *sync.Cond // something was written, or a client has gone
 }
 
 // written is one write in the cache.
 type written struct {
 	at   int64
 	data []byte
-	when time.Time
 }
-
-// lateness is how long a disk that lies keeps writes in its cache.
-const lateness = 4 * time.Second
 
 // Numbers of the protocol.
 const (
@@ -61,7 +58,7 @@ const (
 )
 
 // openDisk serves file at a unix socket until the test ends.
-func openDisk(t *testing.T, file, socket string, lies bool) *disk {
+func openDisk(t *testing.T, file, socket string) *disk {
 	t.Helper()
 	f, err := os.OpenFile(file, os.O_RDWR, 0)
 	if err != nil {
@@ -75,7 +72,8 @@ func openDisk(t *testing.T, file, socket string, lies bool) *disk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &disk{file: f, size: st.Size(), lies: lies, listen: l, conns: map[net.Conn]bool{}}
+	d := &disk{file: f, size: st.Size(), listen: l, conns: map[net.Conn]bool{}}
+	d.changed = sync.NewCond(&d.mu)
 	d.serving.Go(func() {
 		for {
 			c, err := l.Accept()
@@ -101,33 +99,55 @@ func openDisk(t *testing.T, file, socket string, lies bool) *disk {
 	return d
 }
 
-// cut is what a power cut does to the cache: each write that no flush has
-// followed is lost or kept, by chance. It returns how many were lost. The
-// machine must be dead.
-func (d *disk) cut() (lost int, err error) {
+// lie makes the disk ignore flushes from now on.
+func (d *disk) lie() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.lies = true
+}
+
+// cut is a power cut in mid-write: it waits until something is in the cache,
+// stops the disk, and kills the machine. Each write that no flush has followed
+// is then lost or kept, by chance. A disk that lies loses them all, which is its
+// contents of a moment before: so its file system is whole and can be asked what
+// it has. cut returns how many of how many writes were lost.
+func (d *disk) cut(kill func()) (lost, of int, err error) {
+	d.mu.Lock() // nothing is done on the disk from here on
+	defer d.mu.Unlock()
+	for len(d.pending) == 0 {
+		d.changed.Wait()
+	}
+	kill()
+	d.off = true // for what it had sent
+	for len(d.conns) > 0 {
+		d.changed.Wait()
+	}
+	d.off = false
+	of = len(d.pending)
 	for _, w := range d.pending {
-		if rand.IntN(2) == 0 {
+		if d.lies || rand.IntN(2) == 0 {
 			lost++
 			continue
 		}
 		if _, err := d.file.WriteAt(w.data, w.at); err != nil {
-			return lost, err
+			return lost, of, err
 		}
 	}
 	d.pending = nil
-	return lost, nil
+	return lost, of, nil
 }
 
-func (d *disk) write(at int64, data []byte, now time.Time) error {
+var errOff = errors.New("the power is off")
+
+func (d *disk) write(at int64, data []byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.pending = append(d.pending, written{at, data, now})
-	if !d.lies {
-		return nil
+	if d.off {
+		return errOff
 	}
-	return d.settleLocked(func(w written) bool { return now.Sub(w.when) >= lateness })
+	d.pending = append(d.pending, written{at, data})
+	d.changed.Broadcast()
+	return nil
 }
 
 // read sees the cache.
@@ -149,21 +169,18 @@ func (d *disk) read(at int64, b []byte) error {
 func (d *disk) flush() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.flushes++
+	if d.off {
+		return errOff
+	}
 	if d.lies {
 		return nil
 	}
-	return d.settleLocked(func(written) bool { return true })
-}
-
-// settleLocked makes the oldest writes durable, as long as due says so.
-func (d *disk) settleLocked(due func(written) bool) error {
-	for len(d.pending) > 0 && due(d.pending[0]) {
-		if _, err := d.file.WriteAt(d.pending[0].data, d.pending[0].at); err != nil {
+	for _, w := range d.pending {
+		if _, err := d.file.WriteAt(w.data, w.at); err != nil {
 			return err
 		}
-		d.pending = d.pending[1:]
 	}
+	d.pending = nil
 	return nil
 }
 
@@ -174,6 +191,7 @@ func (d *disk) serve(c net.Conn) {
 		c.Close()
 		d.mu.Lock()
 		delete(d.conns, c)
+		d.changed.Broadcast()
 		d.mu.Unlock()
 	}()
 	if err := d.greet(c); err != nil {
@@ -198,7 +216,7 @@ func (d *disk) serve(c net.Conn) {
 			answer = append(answer, data...)
 		case cmdWrite:
 			if _, err = io.ReadFull(c, data); err == nil {
-				err = d.write(at, data, time.Now())
+				err = d.write(at, data)
 			}
 		case cmdFlush:
 			err = d.flush()
@@ -273,13 +291,14 @@ func (d *disk) greet(c net.Conn) error {
 
 // TestDisk: the disk itself keeps what was flushed, and may lose the rest.
 func TestDisk(t *testing.T) {
+	const n = 64
 	for _, c := range []struct {
-		name string
-		lies bool
-		lost bool // of what was flushed
+		name                 string
+		lies                 bool
+		flushed, rest, least int // sectors there after the cut: flushed, at most and at least of the others
 	}{
-		{name: "what was flushed survives every cut"},
-		{name: "of a disk that lies it does not", lies: true, lost: true},
+		{name: "what was flushed survives the cut, of the rest a part", flushed: n, rest: n - 1, least: 1},
+		{name: "of a disk that lies nothing does", lies: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -287,45 +306,105 @@ func TestDisk(t *testing.T) {
 			if err := os.WriteFile(file, make([]byte, 1<<20), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			d := openDisk(t, file, filepath.Join(dir, "s"), c.lies)
-			now := time.Now()
-			sector := func(b byte) []byte {
-				s := make([]byte, 512)
-				s[0] = b
-				return s
+			d := openDisk(t, file, filepath.Join(dir, "s"))
+			if c.lies {
+				d.lie()
 			}
-			lost, kept := 0, 0
-			for i := range 64 {
-				at := int64(i) * 1024
-				if err := errors.Join(d.write(at, sector(1), now), d.flush(), d.write(at+512, sector(2), now)); err != nil {
-					t.Fatal(err)
-				}
-				seen := make([]byte, 1024)
-				if err := d.read(at, seen); err != nil || seen[0] != 1 || seen[512] != 2 {
-					t.Fatalf("%v: before the cut all is there: %d %d", err, seen[0], seen[512])
+			write := func(first int64, value byte) {
+				for i := range int64(n) {
+					s := make([]byte, 512)
+					s[0] = value
+					if err := d.write(2*i*512+first, s); err != nil {
+						t.Fatal(err)
+					}
 				}
 			}
-			d.flush()
-			if err := d.write(1<<19, sector(3), now); err != nil {
+			count := func(first int64) (there int) {
+				for i := range int64(n) {
+					b := make([]byte, 1)
+					if err := d.read(2*i*512+first, b); err != nil {
+						t.Fatal(err)
+					}
+					there += min(1, int(b[0]))
+				}
+				return there
+			}
+			write(0, 1)
+			if err := d.flush(); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := d.cut(); err != nil {
-				t.Fatal(err)
+			write(512, 2)
+			if count(0) != n || count(512) != n {
+				t.Fatalf("before the cut %d and %d of %d are there", count(0), count(512), n)
 			}
-			for i := range 128 {
-				seen := make([]byte, 1)
-				if err := d.read(int64(i)*512, seen); err != nil {
-					t.Fatal(err)
-				}
-				if seen[0] == 0 {
-					lost++
-				} else {
-					kept++
-				}
-			}
-			if c.lost != (lost > 0) || kept == 0 {
-				t.Errorf("%d lost, %d kept", lost, kept)
+			lost, of, err := d.cut(func() {})
+			flushed, rest := count(0), count(512)
+			if err != nil || flushed != c.flushed || rest > c.rest || rest < c.least || lost != 2*n-flushed-rest || of != 2*n-c.flushed {
+				t.Errorf("%v: %d flushed and %d others are there, %d of %d writes lost", err, flushed, rest, lost, of)
 			}
 		})
+	}
+}
+
+// TestDiskIsStillAfterTheCut: what a machine sends while it dies, a flush too,
+// is not done.
+func TestDiskIsStillAfterTheCut(t *testing.T) {
+	dir := t.TempDir()
+	file, socket := filepath.Join(dir, "img"), filepath.Join(dir, "s")
+	if err := os.WriteFile(file, make([]byte, 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d := openDisk(t, file, socket)
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.ReadFull(c, make([]byte, 18)); err != nil {
+		t.Fatal(err)
+	}
+	hello := binary.BigEndian.AppendUint32(nil, 3) // flags of a client
+	hello = binary.BigEndian.AppendUint64(hello, nbdOption)
+	hello = binary.BigEndian.AppendUint32(hello, optExportName)
+	hello = binary.BigEndian.AppendUint32(hello, 0)
+	request := func(command uint32, at uint64) []byte {
+		b := binary.BigEndian.AppendUint32(nil, nbdRequest)
+		b = binary.BigEndian.AppendUint32(b, command)
+		b = binary.BigEndian.AppendUint64(b, 0)
+		b = binary.BigEndian.AppendUint64(b, at)
+		if command == cmdFlush {
+			return binary.BigEndian.AppendUint32(b, 0)
+		}
+		b = binary.BigEndian.AppendUint32(b, 512)
+		return append(b, bytes.Repeat([]byte{1}, 512)...)
+	}
+	const first = 64 // writes before the cut
+	send := hello
+	for i := range uint64(first) {
+		send = append(send, request(cmdWrite, i*512)...)
+	}
+	if _, err := c.Write(send); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 10+first*16)); err != nil { // all are answered
+		t.Fatal(err)
+	}
+	lost, of, err := d.cut(func() {
+		if _, err := c.Write(append(request(cmdFlush, 0), request(cmdWrite, first*512)...)); err != nil {
+			t.Error(err)
+		}
+		c.(*net.UnixConn).CloseWrite() // answers still have a reader, so that none of it fails for another reason
+	})
+	if err != nil || of != first || lost == 0 || lost == of {
+		t.Errorf("%v: lost %d of %d writes, want some of %d", err, lost, of, first)
+	}
+	d.mu.Lock()
+	for len(d.conns) > 0 {
+		d.changed.Wait()
+	}
+	d.mu.Unlock()
+	after := make([]byte, 1)
+	if err := d.read(first*512, after); err != nil || after[0] != 0 {
+		t.Errorf("%v: what was written after the cut is there", err)
 	}
 }

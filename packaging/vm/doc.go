@@ -16,8 +16,11 @@
 //	disk     a disk with a volatile cache, which a power cut empties
 //	machine  one run of qemu and its console
 //	vm       first reading, Raspberry Pi       trouble  what happens over the years
-//	cuts     power cuts                        assets   kernel, initramfs and root
+//	cuts     power cuts of an installed Debian assets   kernel, initramfs and root
 //	                                                    file system, by script
+//
+// The software emulation is on purpose: where this computer is a virtual machine
+// itself, /dev/kvm may be there and hang Debian's kernel.
 //
 // All of it is in test files: nothing else may use it.
 package vm

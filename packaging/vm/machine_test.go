@@ -88,6 +88,9 @@ func rootDisk(t *testing.T, assets, deb string, files map[string]string) string 
 	return img
 }
 
+// image is a file as a drive of qemu.
+func image(file string) string { return "format=raw,file=" + file }
+
 // dataDisk makes an empty file system that the machine mounts at /var/lib/busgate.
 func dataDisk(t *testing.T, size string) string {
 	t.Helper()
@@ -160,12 +163,13 @@ func boot(t *testing.T, assets string, binary string, args ...string) *machine {
 	return m
 }
 
-// pc boots an amd64 machine from a root disk. more are further options of qemu.
-func pc(t *testing.T, assets, root, append_ string, more ...string) *machine {
+// pc boots an amd64 machine from the disk that drive says as an option of qemu.
+// more are further options.
+func pc(t *testing.T, assets, drive string, more ...string) *machine {
 	t.Helper()
 	return boot(t, assets, "qemu-system-x86_64", append([]string{"-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "512",
-		"-append", "console=ttyS0 quiet panic=-1 net.ifnames=0 systemd.show_status=0 " + append_,
-		"-drive", "file=" + root + ",format=raw,if=none,id=root", "-device", "virtio-blk-pci,drive=root",
+		"-append", "console=ttyS0 quiet panic=-1 net.ifnames=0 systemd.show_status=0",
+		"-drive", drive + ",if=none,id=root", "-device", "virtio-blk-pci,drive=root",
 		"-object", "rng-random,filename=/dev/urandom,id=rng", "-device", "virtio-rng-pci,rng=rng", "-serial", "stdio"}, more...)...)
 }
 

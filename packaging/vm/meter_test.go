@@ -6,7 +6,6 @@ import (
 	"math"
 	"net"
 	"testing"
-	"time"
 )
 
 // meter answers as an SDM630 at unit 1 does: function 4, float32, high word first.
@@ -16,11 +15,11 @@ type meter struct{ line net.Conn }
 // volts is what input register 0 says: voltage of line 1.
 const volts = 230.5
 
-// connect waits for the other end of the emulated adapter.
+// connectMeter waits for the other end of the emulated adapter.
 func connectMeter(t *testing.T, socket string) {
 	t.Helper()
 	var line net.Conn
-	waitFor(t, 10*time.Second, "the adapter's socket", func() (err error) { line, err = net.Dial("unix", socket); return err })
+	waitFor(t, patience, "the adapter's socket", func() (err error) { line, err = net.Dial("unix", socket); return err })
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

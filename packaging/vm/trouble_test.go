@@ -24,8 +24,8 @@ func TestTrouble(t *testing.T) {
 	root := rootDisk(t, assets, buildPackage(t, "amd64"), nil)
 	// No network card, and a clock whose battery is empty. What the service
 	// keeps has a disk of its own, so that a full one is not that of the journal.
-	m := pc(t, assets, root, "", append(usb.args(false), "-rtc", "base=1970-01-01T00:00:00",
-		"-drive", "file="+dataDisk(t, "96M")+",format=raw,if=none,id=data", "-device", "virtio-blk-pci,drive=data")...)
+	m := pc(t, assets, image(root), append(usb.args(false), "-rtc", "base=1970-01-01T00:00:00",
+		"-drive", image(dataDisk(t, "96M"))+",if=none,id=data", "-device", "virtio-blk-pci,drive=data")...)
 	connectMeter(t, usb.line)
 	m.ready()
 	s := &trouble{t, m, usb}
@@ -157,8 +157,9 @@ func (s *trouble) full() {
 		mark := s.m.mark()
 		s.m.run(line)
 		waitFor(s.T, patience, "a full disk", func() error {
-			if _, status := s.m.try(fill + load + fmt.Sprintf("%s | tail -n +%d | grep -q 'the disk is full'", showJournal, mark+1)); status != "0" {
-				return errors.New("not yet")
+			said, status := s.m.try(fill + load + fmt.Sprintf("%s | tail -n +%d >/run/said; grep -q 'the disk is full' /run/said || { tail -5 /run/said; false; }", showJournal, mark+1))
+			if status != "0" {
+				return fmt.Errorf("not yet: the journal ends with\n%s", said)
 			}
 			return nil
 		})

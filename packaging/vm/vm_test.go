@@ -109,7 +109,7 @@ func shortDir(t *testing.T) string {
 func client(t *testing.T, port, id string, clean bool, limit time.Duration, got func(mqtt.Message)) mqtt.Client {
 	t.Helper()
 	o := mqtt.NewClientOptions().AddBroker("tcp://127.0.0.1:" + port).SetClientID(id).SetCleanSession(clean).SetAutoReconnect(false).
-		SetConnectTimeout(time.Minute).SetWriteTimeout(time.Minute).SetOrderMatters(true)
+		SetConnectTimeout(patience).SetWriteTimeout(patience).SetPingTimeout(patience).SetOrderMatters(true)
 	if got != nil {
 		o.SetDefaultPublishHandler(func(_ mqtt.Client, m mqtt.Message) { got(m) })
 	}
@@ -153,13 +153,16 @@ func done(token mqtt.Token, limit time.Duration) error {
 	return token.Error()
 }
 
-// stateFrom waits for a reading of the meter at a client outside.
+// stateFrom waits for a fresh reading of the meter at a client outside.
 func stateFrom(t *testing.T, port string, limit time.Duration) string {
 	t.Helper()
 	states := make(chan string, 64)
 	c := client(t, port, "", true, limit, nil)
 	defer c.Disconnect(0)
 	if err := done(c.Subscribe("busgate/+/+/state", 1, func(_ mqtt.Client, m mqtt.Message) {
+		if m.Retained() {
+			return // of before
+		}
 		select {
 		case states <- m.Topic() + " " + string(m.Payload()):
 		default: // nobody asks for so many
@@ -188,7 +191,7 @@ func TestFirstReading(t *testing.T) {
 	port, card := network(t)
 	usb := newAdapter(t)
 	root := rootDisk(t, assets, deb, map[string]string{"/usr/local/bin/paste": editor})
-	m := pc(t, assets, root, "", append(card, usb.args(true)...)...)
+	m := pc(t, assets, image(root), append(card, usb.args(true)...)...)
 	connectMeter(t, usb.line)
 	m.ready()
 	m.enter("cd /home/pi; su pi", `pi@gw:~\$ `)
