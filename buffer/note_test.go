@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 )
@@ -260,4 +261,45 @@ func TestNoteThatCannotBeWritten(t *testing.T) {
 	if n, _ := consumer(t, s, "up", ConsumerOptions{}).Pending(); n != 0 {
 		t.Errorf("%d wait after a clean stop", n)
 	}
+}
+
+// FuzzNote: whatever stands in the page, positions rise in their lane, and an
+// uplink that has taken them over stands in order, too.
+func FuzzNote(f *testing.F) {
+	path := filepath.Join(f.TempDir(), "b.db")
+	s := open(f, path, Options{sys: quiet()})
+	c := consumer(f, s, "up", ConsumerOptions{})
+	s.mu.Lock()
+	label := s.boot.label
+	for _, hs := range [][]head{c.heads[LaneLive], {{0, 3, 3, 8}, {8, 12, 12, 20}, {20, 25, 25, noEnd}}} {
+		c.heads[LaneLive] = hs
+		note := slices.Clone(c.noteLocked()[noteHead:])
+		if heads, err := c.parseNote(note, label); err != nil || len(heads[LaneLive]) != len(hs) {
+			f.Fatal(heads, err)
+		}
+		f.Add(note)
+	}
+	c.beginLocked(c.start)
+	start := c.start
+	s.mu.Unlock()
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c := newConsumer(s, c.slot, "up", Uplink)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		c.beginLocked(start)
+		heads, err := c.parseNote(b, label)
+		if err != nil || !below(&heads, maxSeq) {
+			return
+		}
+		c.catchUp(&heads)
+		for l := range lanes {
+			for _, hs := range [][]head{heads[l], c.heads[l]} {
+				for i, h := range hs {
+					if h.lo > h.done || h.done > h.hi || i > 0 && hs[i-1].hi != h.lo {
+						t.Fatalf("lane %d: %v", l, hs)
+					}
+				}
+			}
+		}
+	})
 }
