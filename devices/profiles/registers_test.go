@@ -96,11 +96,10 @@ func raw(t *testing.T, r row, n int) (words []uint16, v float64) {
 // tables are those that the functions read.
 var tables = map[int]sim.Table{1: sim.Coil, 2: sim.Discrete, 3: sim.Holding, 4: sim.Input}
 
-// asked is what a unit gives when it is asked with a profile: each point and its
-// reading.
-func asked(t *testing.T, p *config.Profile, u *sim.Unit) map[string]devices.Reading {
+// answered is what a unit answers when it is asked with a profile, on a bus of
+// its own through the driver.
+func answered(t *testing.T, p *config.Profile, u *sim.Unit) devices.Answer {
 	t.Helper()
-	got := map[string]devices.Reading{}
 	bus := sim.NewBus(sim.Line{Baud: 19200}, 1, u)
 	d := &modbus.Driver{OpenPort: func(context.Context, devices.Wire) (modbus.Port, error) { return bus.Open() }}
 	cfg := &config.Bus{Name: "meters", Serial: "/dev/ttyUSB0", Protocol: "modbus-rtu", Baud: 19200, DataBits: 8, Parity: 'N', StopBits: 1,
@@ -119,6 +118,13 @@ func asked(t *testing.T, p *config.Profile, u *sim.Unit) map[string]devices.Read
 	if err != nil {
 		t.Fatal(err)
 	}
+	return a
+}
+
+// asked is the reading of each point.
+func asked(t *testing.T, p *config.Profile, u *sim.Unit) map[string]devices.Reading {
+	t.Helper()
+	a, got := answered(t, p, u), map[string]devices.Reading{}
 	for _, e := range a.Errors {
 		t.Errorf("%s: %s", e.Point, e.Text)
 	}

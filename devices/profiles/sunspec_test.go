@@ -1,9 +1,7 @@
 package profiles
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
 	"math"
 	"slices"
 	"strconv"
@@ -13,7 +11,6 @@ import (
 
 	"busgate/config"
 	"busgate/devices"
-	"busgate/devices/modbus"
 	"busgate/devices/sim"
 )
 
@@ -186,23 +183,7 @@ func TestSunSpecDevicesAreRead(t *testing.T) {
 				p := parse(t, tt.profile)
 				u := sim.NewUnit(1)
 				u.SetSunSpec(40000, tt.models...)
-				bus := sim.NewBus(sim.Line{Baud: 19200}, 1, u)
-				d := &modbus.Driver{OpenPort: func(context.Context, devices.Wire) (modbus.Port, error) { return bus.Open() }}
-				cfg := &config.Bus{Name: "roof", Serial: "/dev/ttyUSB0", Protocol: "modbus-rtu", Baud: 19200, DataBits: 8, Parity: 'N', StopBits: 1, Timeout: 500e6, Retries: 1, MaxRead: 125, MaxHole: 124}
-				dev := &config.Device{Name: "sun", UnitID: 1, Points: p.Points, MaxRead: 125}
-				f, err := d.Open(t.Context(), devices.Wire{Bus: cfg, Devices: []*config.Device{dev}, Log: slog.New(slog.DiscardHandler)})
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer f.Close()
-				g := &devices.Group{Device: dev}
-				for i := range p.Points {
-					g.Points = append(g.Points, i)
-				}
-				a, err := f.Poll(t.Context(), g, func(ctx context.Context) error { return ctx.Err() })
-				if err != nil {
-					t.Fatal(err)
-				}
+				a := answered(t, p, u)
 				var got []string
 				for _, r := range a.Values {
 					if r.Quality == devices.Good && !(r.Value.Kind() == devices.Text && r.Value.String() == "" && r.Point != "events") {
