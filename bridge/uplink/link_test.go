@@ -198,11 +198,7 @@ func TestBackoffIsNotResetByConnackAlone(t *testing.T) {
 			t.Errorf("%d connects in 30 min at a broker that accepts and then throws out, want about 60", n)
 		}
 		dials, _ := r.tries()
-		for i := 1; i < len(dials); i++ {
-			if d := dials[i].Sub(dials[i-1]); d < time.Second {
-				t.Errorf("connect %d came %v after the one before", i, d)
-			}
-		}
+		paced(t, dials)
 		r.stop()
 	})
 }
@@ -387,4 +383,14 @@ func TestRunEndsDuringABlockedDial(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		r.stop()
 	})
+}
+
+// paced demands a second between two connects.
+func paced(t *testing.T, dials []time.Time) {
+	t.Helper()
+	for i := 1; i < len(dials); i++ {
+		if d := dials[i].Sub(dials[i-1]); d < time.Second {
+			t.Errorf("connect %d came %v after the one before", i, d)
+		}
+	}
 }
