@@ -9,6 +9,7 @@ import (
 const (
 	batchBytes   = 4 << 20
 	batchRecords = 65536                // appends and records
+	maxVacant    = 4                    // buffers kept for the next builders
 	linger       = 5 * time.Millisecond // the most that a commit waits for those who may join it
 )
 
@@ -208,17 +209,32 @@ func (s *Store) addLocked(r *Record, set []byte, boot int64) {
 	sb := b.open[r.Lane]
 	at, fits := sb.place(set, r.bound())
 	if !fits || sb.boot != boot {
-		raw := s.rawHint[r.Lane]
-		if sb != nil {
-			raw = segBytes
-		}
-		sb, at = &builder{lane: r.Lane, boot: boot, raw: make([]byte, 0, raw)}, 0
+		sb, at = &builder{lane: r.Lane, boot: boot, raw: s.vacantLocked()}, 0
 		b.open[r.Lane] = sb
 		b.segs = append(b.segs, sb)
 	}
 	before := len(sb.raw)
 	s.scratch = sb.put(s.scratch, r, set, at)
 	b.bytes += len(sb.raw) - before
+}
+
+// vacantLocked is an empty buffer for the records of a builder; nil: none is left.
+func (s *Store) vacantLocked() []byte {
+	n := len(s.vacant)
+	if n == 0 {
+		return nil
+	}
+	raw := s.vacant[n-1]
+	s.vacant[n-1] = nil
+	s.vacant = s.vacant[:n-1]
+	return raw[:0]
+}
+
+// vacateLocked keeps the buffer of a builder that was packed for the next one.
+func (s *Store) vacateLocked(raw []byte) {
+	if len(s.vacant) < maxVacant && cap(raw) <= 2*segBytes {
+		s.vacant = append(s.vacant, raw)
+	}
 }
 
 // monoLocked is the time for the stamps of a batch: its first record asks the

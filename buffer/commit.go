@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -37,11 +38,6 @@ type segment struct {
 // takeBatchLocked swaps the batch and gathers what else is due.
 func (s *Store) takeBatchLocked(house bool) *commit {
 	t := &commit{b: s.batch}
-	for l, sb := range t.b.open {
-		if sb != nil {
-			s.rawHint[l] = min(len(sb.raw), segBytes)
-		}
-	}
 	s.batch, s.committing = newBatch(), t.b
 	s.batch.thens = make([]func(error), 0, len(t.b.thens)) // mostly as many as before
 	s.room.Broadcast()
@@ -142,15 +138,21 @@ func (s *Store) perform(t *commit, last bool) {
 	}
 }
 
-// pack compresses what the batch of t has collected.
+// pack compresses what the batch of t has collected. Readers get a copy of the
+// records as long as they are: the buffer they lay in is used again.
 func (s *Store) pack(t *commit) {
 	for _, sb := range t.b.segs {
-		g := segment{raw: sb.raw, need: appendNeeds(nil, sb.needs), data: s.deflate.pack(sb.raw)}
+		g := segment{raw: bytes.Clone(sb.raw), need: appendNeeds(nil, sb.needs), data: s.deflate.pack(sb.raw)}
 		g.h = &header{first: sb.first, last: sb.last, ts: sb.ts, needs: sb.needs, n: uint32(sb.n),
 			size: uint32(len(g.need) + len(g.data)), raw: uint32(len(sb.raw)), boot: uint32(sb.boot), lane: sb.lane}
 		t.segs = append(t.segs, g)
 	}
-	t.b.segs = nil
+	s.mu.Lock()
+	for _, sb := range t.b.segs {
+		s.vacateLocked(sb.raw)
+	}
+	s.mu.Unlock()
+	t.b.segs, t.b.open = nil, [lanes]*builder{}
 }
 
 // write runs the transaction.

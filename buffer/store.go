@@ -52,7 +52,7 @@ type Store struct {
 	nextSeq    uint64
 	head       uint64 // everything below is committed
 	scratch    []byte
-	rawHint    [lanes]int // size of the last segment of a batch
+	vacant     [][]byte // where the records of builders that were packed lay
 	setBuf     [maxConsumers / 8]byte
 
 	lanes     [lanes]lane
