@@ -20,11 +20,11 @@ type Message struct {
 	Payload []byte
 	QoS     byte // 0..2, as published
 	Retain  bool
+	Kind    Kind
 	Expires time.Time // zero = never; fixed at arrival
 
 	Props []byte // MQTT 5 properties that travel on, encoded as on the wire without the length; nil = none
 
-	Kind Kind
 	From string        // client id of the publisher; "" for the gateway itself
 	Mono time.Duration // CLOCK_BOOTTIME of the acquisition (readings) or of the arrival
 	Wall time.Time     // the same moment in UTC; zero while the clock is not known

@@ -58,15 +58,16 @@ func (c *conn) reserve(typ packet.Type, pid uint16, bytes int) *slot {
 	return s
 }
 
-// Committed fills the slot; it runs on the committer.
+// Committed fills the slot; it runs on the committer. The writer that is started
+// last runs first: who waits for the answer has more to send, and may do so
+// while the deliveries are written.
 func (s *slot) Committed(seq Seq, err error) {
-	b := s.c.b
+	s.c.b.rel.advance(seq)
 	if err != nil {
 		s.refuse(err)
 	} else {
 		s.fill(s.code)
 	}
-	b.rel.advance(seq)
 }
 
 // fill says what the answer is and lets it go. The slot is gone afterwards.
