@@ -71,6 +71,7 @@ func newSlowDisk(t *testing.T, added time.Duration) *slowDisk {
 	t.Cleanup(d.wg.Wait)
 	d.wg.Go(func() {
 		defer ln.Close()
+		defer anyCore()() // a disk is none of the load's business
 		fd, err := receiveDescriptor(ln)
 		if err != nil {
 			t.Error(err)
@@ -80,6 +81,22 @@ func newSlowDisk(t *testing.T, added time.Duration) *slowDisk {
 		d.serve(fd)
 	})
 	return d
+}
+
+// anyCore lets the thread of the calling goroutine run where there is room,
+// until back is called. The thread does not end then: see load.run.
+func anyCore() (back func()) {
+	runtime.LockOSThread()
+	var all, was unix.CPUSet
+	for i := range runtime.NumCPU() {
+		all.Set(i)
+	}
+	unix.SchedGetaffinity(0, &was)
+	unix.SchedSetaffinity(0, &all) // not allowed: where it was
+	return func() {
+		unix.SchedSetaffinity(0, &was)
+		runtime.UnlockOSThread()
+	}
 }
 
 // launcher is what stands in front of the program on the command line.
