@@ -23,7 +23,7 @@ func (c *conn) onAck(a *packet.Ack) error {
 	if i >= 0 {
 		f = *s.flights.at(i)
 	}
-	fits := i >= 0 && f.qos == 1 == (a.Type == packet.PUBACK)
+	fits := i >= 0 && f.qos == 1 == (a.Type == packet.PUBACK) && (a.Type != packet.PUBCOMP || f.state == received)
 	freed := false
 	switch {
 	case !fits:

@@ -7,10 +7,7 @@ import (
 	"busgate/embeddedbroker/packet"
 )
 
-var (
-	errSuperseded = errors.New("another connection took its client id")
-	errStopping   = errors.New("busgate stops")
-)
+var errStopping = errors.New("busgate stops")
 
 // sessionName is the name of a session's consumer in the store.
 func sessionName(client string) string { return "session/" + client }
@@ -189,14 +186,19 @@ func (b *Broker) detach(c *conn, e *ending) {
 	if s.expiry > 0 {
 		s.expireAt = now.Add(s.expiry)
 	}
-	save := s.durableLocked(0)
-	entry := Entry{Ops: []Op{save}, Done: &b.rel}
-	if err := b.store.Append(&entry); err != nil {
-		b.log.Warn("write session to store", "client", s.id, "err", err)
-	} else {
-		s.savedOrd = save.Session.NextOrd
-	}
+	b.noteLocked(s)
 	b.scheduleLocked(s)
+}
+
+// noteLocked writes a sleeping session with the next commit. core.mu is held.
+func (b *Broker) noteLocked(s *session) {
+	save := s.durableLocked(0)
+	e := Entry{Ops: []Op{save}, Done: &b.rel}
+	if err := b.store.Append(&e); err != nil {
+		b.log.Warn("write session to store", "client", s.id, "err", err)
+		return
+	}
+	s.savedOrd = save.Session.NextOrd
 }
 
 // owed appends a PUBREL for every delivery that the client has received and not

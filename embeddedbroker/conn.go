@@ -257,6 +257,9 @@ func (c *conn) throttle() error {
 		}
 		c.cond.Wait()
 	}
+	if c.parked {
+		c.listenLocked()
+	}
 	c.parked = false
 	if c.kicked != nil {
 		return c.kicked
@@ -328,7 +331,7 @@ func (c *conn) sayLocked(e *ending) {
 		}
 		ack := packet.Connack{Code: code}
 		c.ctl = ack.Append(c.ctl, c.version)
-	case c.version == packet.V5 && !e.clean:
+	case c.version == packet.V5 && !e.clean && c.sess != nil: // never before CONNACK [MQTT-3.14.0-1]
 		d := packet.Disconnect{Code: e.code}
 		c.ctl = d.Append(c.ctl, c.version)
 	}

@@ -48,6 +48,9 @@ func (c *conn) handshake() error {
 	}
 	err = p.Decode(h, body, 0)
 	c.version = p.Version
+	if err == nil && h.Long && c.version == packet.V5 {
+		err = &packet.Error{Code: packet.Malformed, Text: "remaining length not in its shortest form"} // [MQTT-1.5.5-1]
+	}
 	if err != nil {
 		return err // [MQTT-3.1.4-1]
 	}
@@ -80,8 +83,11 @@ func (c *conn) admit(p *packet.Connect) error {
 		}
 		c.id = "auto-" + randomID() // [MQTT-3.1.3-6]
 	}
+	if !set.acl.nameOK(c.user, "") {
+		return refuseConnect(packet.NotAuthorized, "user name holds + # or /, which its access rules cannot take")
+	}
 	if !set.acl.nameOK(c.user, c.id) {
-		return refuseConnect(packet.NotAuthorized, "user name or client id holds + # or /, which its access rules cannot take")
+		return refuseConnect(packet.BadClientID, "client id holds + # or /, which its access rules cannot take") // [MQTT-3.1.3-9]
 	}
 	if limit := set.maxKeepAlive; limit > 0 && p.Version != packet.V5 && (p.KeepAlive == 0 || int(p.KeepAlive) > limit) {
 		return refuseConnect(packet.BadClientID, "keep-alive of %d s is over max_keepalive", p.KeepAlive)
@@ -176,7 +182,7 @@ func (c *conn) enter(p *packet.Connect) error {
 			c.b.detach(c, &ending{})
 			c.sess = nil
 		}
-		return &ending{code: connectRefusal(err), text: err.Error(), early: true}
+		return &ending{code: refusal(err), text: err.Error(), early: true}
 	}
 	ack.SessionPresent = present && p.Version != packet.V31
 	c.setReadDeadline(time.Time{})
@@ -200,13 +206,6 @@ func (c *conn) enter(p *packet.Connect) error {
 	}
 	c.wake()
 	return nil
-}
-
-func connectRefusal(err error) byte {
-	if err == errSuperseded {
-		return packet.TakenOver
-	}
-	return refusal(err)
 }
 
 // limits5 takes what a 5.0 client announced and writes what it must know.

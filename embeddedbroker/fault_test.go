@@ -129,24 +129,34 @@ func TestNoAnswerBeforeTheFlush(t *testing.T) {
 }
 
 func TestReaderGoesOnWhileAnswersWait(t *testing.T) {
-	covers(t, "311", "MQTT-4.6.0-2", "MQTT-4.6.0-5", "MQTT-4.6.0-6")
+	covers(t, "311", "MQTT-4.6.0-2", "MQTT-4.6.0-3", "MQTT-4.6.0-5", "MQTT-4.6.0-6")
 	synctest.Test(t, func(t *testing.T) {
 		f := newFaulty()
 		r := start(t, f)
-		s := r.connect(packet.V311, "sub", persistent)
-		s.subscribe("t", 1)
+		var subs []*client
+		for i := range byte(6) {
+			s := r.connect(packet.V311, n("sub", int(i)), []option{clean, persistent}[i%2])
+			s.subscribe("t", i/2)
+			subs = append(subs, s)
+		}
 		p := r.connect(packet.V311, "pub")
 		f.set(func(f *faulty) { f.hold = true })
+		topic := func(i int) string { return []string{"t", "t", "nobody"}[i%3] } // whose answer needs no disk
 		for i := range 100 {
-			p.send(&packet.Publish{Topic: []byte("t"), QoS: 1, PID: uint16(i + 1), Payload: []byte(n("", i))})
+			p.send(&packet.Publish{Topic: []byte(topic(i)), QoS: byte(1 + i%2), PID: uint16(i + 1), Payload: []byte(n("", i))})
 		}
 		p.ping() // the reader is not parked, and PINGRESP does not wait
+		f.set(func(f *faulty) { f.hold = false })
 		f.flush()
 		for i := range 100 {
-			p.acked(packet.PUBACK, uint16(i+1))
+			p.acked([]packet.Type{packet.PUBACK, packet.PUBREC}[i%2], uint16(i+1))
 		}
-		for i := range 100 {
-			s.receive("t", n("", i))
+		for _, s := range subs {
+			for i := range 100 {
+				if topic(i) == "t" {
+					s.receive("t", n("", i))
+				}
+			}
 		}
 	})
 }
@@ -299,25 +309,35 @@ func TestQoS2DeliveryWaitsForTheFlushAndLazyQoS1DoesNot(t *testing.T) {
 func TestOrderOfOnePublisherOverTheFlush(t *testing.T) {
 	covers(t, "5", "MQTT-4.6.0-5", "MQTT-4.6.0-6")
 	synctest.Test(t, func(t *testing.T) {
-		f := newFaulty()
-		r := start(t, f)
-		r.connect(packet.V311, "keeper", persistent).subscribe("t", 1)
-		s := r.connect(packet.V311, "sub")
-		s.subscribe("t", 1)
-		other := r.connect(packet.V311, "other")
-		other.subscribe("u", 1)
-		p := r.connect(packet.V311, "pub")
-		f.set(func(f *faulty) { f.hold = true })
-		p.send(&packet.Publish{Topic: []byte("t"), QoS: 1, PID: 1, Payload: []byte("1")})
-		p.send(&packet.Publish{Topic: []byte("t"), QoS: 0, Payload: []byte("2")})
-		p.send(&packet.Publish{Topic: []byte("u"), QoS: 0, Payload: []byte("3")}) // needs no disk, but is later
-		synctest.Wait()
-		s.silent()
-		other.silent()
-		f.flush()
-		s.receive("t", "1")
-		s.receive("t", "2")
-		other.receive("u", "3")
+		for _, v := range versions {
+			f := newFaulty()
+			r := start(t, f)
+			r.connect(v, "keeper", persistent).subscribe("t", 1)
+			s, zero := r.connect(v, "sub"), r.connect(v, "zero")
+			s.subscribe("t", 2)
+			zero.subscribe("t", 0)
+			other := r.connect(v, "other")
+			other.subscribe("u", 1)
+			p := r.connect(v, "pub")
+			f.set(func(f *faulty) { f.hold = true })
+			p.send(&packet.Publish{Topic: []byte("t"), QoS: 1, PID: 1, Payload: []byte("1")})
+			p.send(&packet.Publish{Topic: []byte("t"), QoS: 0, Payload: []byte("2")})
+			p.send(&packet.Publish{Topic: []byte("u"), QoS: 0, Payload: []byte("3")}) // needs no disk, but is later
+			p.send(&packet.Publish{Topic: []byte("t"), QoS: 2, PID: 2, Payload: []byte("4")})
+			p.send(&packet.Publish{Topic: []byte("t"), QoS: 2, PID: 3, Payload: []byte("5")})
+			synctest.Wait()
+			s.silent()
+			zero.silent()
+			other.silent()
+			f.set(func(f *faulty) { f.hold = false })
+			f.flush()
+			for _, payload := range []string{"1", "2", "4", "5"} {
+				s.receive("t", payload)
+				zero.receive("t", payload)
+			}
+			other.receive("u", "3")
+			r.stop()
+		}
 	})
 }
 

@@ -103,7 +103,8 @@ type client struct {
 	cond sync.Cond
 	got  []packet.Packet
 	err  error
-	hold bool // do not read
+	bad  error // what the server may not send
+	hold bool  // do not read
 }
 
 // dial opens a connection without CONNECT.
@@ -122,7 +123,14 @@ func newClient(t testing.TB, nc net.Conn, version byte) *client {
 	c := &client{t: t, nc: nc, version: version}
 	c.cond.L = &c.mu
 	go c.read()
-	t.Cleanup(func() { c.nc.Close() })
+	t.Cleanup(func() {
+		c.nc.Close()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.bad != nil {
+			t.Errorf("a client of version %d got what no server sends: %v", version, c.bad)
+		}
+	})
 	return c
 }
 
@@ -147,11 +155,15 @@ func (c *client) read() {
 			}
 			p, derr := packet.Decode(h, bytes.Clone(buf[k:k+h.Length]), c.version)
 			buf = buf[k+h.Length:]
-			if derr != nil {
+			if derr == nil {
+				derr = lawful(p, c.version)
+			}
+			c.mu.Lock()
+			if c.bad = derr; derr != nil {
+				c.mu.Unlock()
 				err = derr
 				break
 			}
-			c.mu.Lock()
 			c.got = append(c.got, p)
 			c.cond.Broadcast()
 			c.mu.Unlock()
@@ -203,6 +215,9 @@ func (c *client) ended() {
 	}
 	if len(c.got) > 0 {
 		c.t.Fatalf("got %T %+v, want the end of the connection", c.got[0], c.got[0])
+	}
+	if c.bad != nil {
+		c.t.Fatalf("got %v, want the end of the connection", c.bad)
 	}
 	if !errors.Is(c.err, io.EOF) && !errors.Is(c.err, io.ErrClosedPipe) && !errors.Is(c.err, net.ErrClosed) {
 		c.t.Logf("ended with %v", c.err)

@@ -311,6 +311,7 @@ func (c *conn) pause(d time.Duration) error {
 	for c.kicked == nil && time.Now().Before(until) {
 		c.cond.Wait()
 	}
+	c.listenLocked()
 	if c.kicked != nil {
 		return c.kicked
 	}

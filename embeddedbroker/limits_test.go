@@ -160,6 +160,27 @@ func TestLogin(t *testing.T) {
 	})
 }
 
+// Who waits for the answer to its CONNECT when the broker stops is not told by
+// a DISCONNECT, which may not come before CONNACK.
+func TestStopBeforeConnack(t *testing.T) {
+	covers(t, "5", "MQTT-3.14.0-1")
+	synctest.Test(t, func(t *testing.T) {
+		path := usersFile(t, "joe:"+HashPassword([]byte("secret"), 1))
+		r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.Anonymous, c.Users = false, path })
+		var waiting []*client
+		for _, v := range versions {
+			c := r.dial(v)
+			c.send(&packet.Connect{Version: v, ClientID: "c", CleanStart: true, HasUser: true, User: "joe", HasPassword: true, Password: []byte("wrong")})
+			waiting = append(waiting, c)
+		}
+		synctest.Wait() // their answers come in a second
+		r.stop()
+		for _, c := range waiting {
+			c.ended()
+		}
+	})
+}
+
 func TestFailedLoginsAreSlowedAndShutOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := usersFile(t, "joe:"+HashPassword([]byte("secret"), 1)) // it takes no time
@@ -287,14 +308,15 @@ func TestBufferGrowsWithWhatCame(t *testing.T) {
 }
 
 func TestACLOfClients(t *testing.T) {
-	covers(t, "5", "MQTT-3.9.3-1", "MQTT-3.9.3-2", "MQTT-3.8.4-7")
-	covers(t, "311", "MQTT-3.9.3-1", "MQTT-3.9.3-2")
+	covers(t, "5", "MQTT-3.9.3-1", "MQTT-3.9.3-2", "MQTT-3.8.4-7", "MQTT-3.1.3-8")
+	covers(t, "311", "MQTT-3.9.3-1", "MQTT-3.9.3-2", "MQTT-3.1.3-9")
 	rules := map[string][]config.Rule{"*": {{Verb: "readwrite", Filter: "open/#"}, {Verb: "deny", Filter: "open/secret/#"}, {Verb: "readwrite", Filter: "of/%c/#"}}}
 	r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.ACL = rules })
 	for _, v := range versions {
 		c := r.connect(v, "c")
-		c.send(&packet.Subscribe{PID: 1, Filters: []packet.Filter{{Filter: "open/#"}, {Filter: "open/secret/x", QoS: 1}, {Filter: "closed"}, {Filter: "#"}}})
-		want := map[byte]string{packet.V31: "\x00\x01\x00\x00", packet.V311: "\x00\x80\x80\x00", packet.V5: "\x00\x87\x87\x00"}[v]
+		c.send(&packet.Subscribe{PID: 1, Filters: []packet.Filter{{Filter: "open/#", QoS: 2}, {Filter: "open/secret/x", QoS: 1}, {Filter: "closed"},
+			{Filter: "#", QoS: 1}, {Filter: strings.Repeat("open/", maxLevels) + "#"}}})
+		want := map[byte]string{packet.V31: "\x02\x01\x00\x01\x00", packet.V311: "\x02\x80\x80\x01\x80", packet.V5: "\x02\x87\x87\x01\x8f"}[v]
 		if s := expect[*packet.Suback](c); string(s.Codes) != want {
 			t.Errorf("version %d: codes % x", v, s.Codes)
 		}
@@ -309,9 +331,11 @@ func TestACLOfClients(t *testing.T) {
 		c.close()
 		bad := r.dial(v)
 		bad.send(&packet.Connect{Version: v, ClientID: "a/#", CleanStart: true})
-		if a := expect[*packet.Connack](bad); a.Code == 0 {
-			t.Errorf("version %d: an id that would widen a rule is accepted", v)
+		want = map[byte]string{packet.V31: "\x02", packet.V311: "\x02", packet.V5: "\x85"}[v]
+		if a := expect[*packet.Connack](bad); a.Code != want[0] {
+			t.Errorf("version %d: an id that would widen a rule is answered 0x%02X", v, a.Code)
 		}
+		bad.ended()
 		bad = r.dial(v)
 		bad.send(&packet.Connect{Version: v, ClientID: "w", CleanStart: true, Will: &packet.Will{Topic: "closed"}})
 		if a := expect[*packet.Connack](bad); a.Code == 0 {

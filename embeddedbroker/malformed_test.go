@@ -32,8 +32,8 @@ const closed = -1 // without a word
 // TestMalformedOnTheWire sends what breaks a rule to a broker: 5.0 is told the
 // code and cut off, 3.x is cut off, and nothing of the packet takes effect.
 func TestMalformedOnTheWire(t *testing.T) {
-	covers(t, "5", "MQTT-4.13.1-1", "MQTT-4.13.2-1")
-	covers(t, "311", "MQTT-4.8.0-1", "MQTT-2.2.2-2", "MQTT-3.1.4-1")
+	covers(t, "5", "MQTT-3.14.2-1", "MQTT-4.13.1-1", "MQTT-4.13.2-1")
+	covers(t, "311", "MQTT-4.8.0-1", "MQTT-2.2.2-2")
 	r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.MaxPacket = 2048 })
 	w := r.connect(packet.V5, "watch")
 	w.subscribe("#", 0)
@@ -44,6 +44,7 @@ func TestMalformedOnTheWire(t *testing.T) {
 		three string // the same in 3.1.1; "" = there is no such thing
 	}{
 		{"remaining length of 5 bytes", "30 8080808001", packet.Malformed, "30 8080808001"},
+		{"remaining length not in its shortest form", "c0 8000", packet.Malformed, ""},
 		{"packet over max_packet, by its header alone", "30 8110", packet.TooLarge, "30 8110"},
 		{"packet cut short inside", "30 02 0004", packet.Malformed, "30 02 0004"},
 		{"bytes left over", "c0 01 00", packet.Malformed, "c0 01 00"},
@@ -123,7 +124,7 @@ func TestMalformedOnTheWire(t *testing.T) {
 // Before CONNACK the code goes into it, if the protocol level is known.
 func TestMalformedConnectOnTheWire(t *testing.T) {
 	covers(t, "5", "MQTT-3.1.2-3", "MQTT-3.1.4-1", "MQTT-3.14.0-1")
-	covers(t, "311", "MQTT-3.1.2-3", "MQTT-3.2.2-6")
+	covers(t, "311", "MQTT-3.1.2-3", "MQTT-3.1.4-1", "MQTT-3.2.2-6")
 	r := start(t, NewMemory())
 	for _, x := range []struct {
 		name, bytes string
@@ -149,6 +150,7 @@ func TestMalformedConnectOnTheWire(t *testing.T) {
 		{"bytes left over, 3.1.1", "10 0e 0004 'MQTT 04 02 003c 0001 'a 00", closed},
 		{"cut short inside, 5.0", "10 0d 0004 'MQTT 05 02 003c 00 0002 'a", int(packet.Malformed)},
 		{"flags of the header", "11 0d 0004 'MQTT 04 02 003c 0001 'a", closed},
+		{"length not in its shortest form, 5.0", "10 8e00 0004 'MQTT 05 02 003c 00 0001 'a", int(packet.Malformed)},
 		{"AUTH first", "f0 06 18 04 15 0001 'm", closed},
 		{"SUBSCRIBE first", "82 06 0001 0001 't 00", closed},
 	} {

@@ -118,9 +118,10 @@ func (s *session) nextLocked() *queue[item] {
 	return q
 }
 
-// ordFreeLocked says whether no open delivery has the same packet id.
+// ordFreeLocked says whether no open delivery has the same packet id. A
+// repetition may be older than the releases that are owed.
 func (s *session) ordFreeLocked(ord uint64) bool {
-	return s.flights.len() == 0 || ord-s.flights.at(0).ord < 65535
+	return s.flights.len() == 0 || ord < s.flights.at(0).ord+65535
 }
 
 func (s *session) encodeLocked(c *conn, buf []byte) []byte {

@@ -101,3 +101,12 @@ func shut(nc net.Conn) {
 	}
 	nc.Close()
 }
+
+// listenLocked begins a keep-alive after a time in which the reader did not
+// listen. The reader calls it with mu held.
+func (c *conn) listenLocked() {
+	if c.keep > 0 && c.sess != nil && c.kicked == nil {
+		c.renewed = time.Now()
+		c.nc.SetReadDeadline(c.renewed.Add(c.keep + min(time.Second, c.keep/8)))
+	}
+}

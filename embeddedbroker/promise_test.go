@@ -172,6 +172,8 @@ func TestHashingHasABound(t *testing.T) {
 
 // An answer of the wrong kind completes nothing.
 func TestAnswerOfTheWrongKind(t *testing.T) {
+	covers(t, "5", "MQTT-4.3.2-3", "MQTT-4.3.3-3")
+	covers(t, "311", "MQTT-4.3.2-1", "MQTT-4.3.3-1")
 	for _, v := range versions {
 		r := start(t, NewMemory())
 		c := r.connect(v, "c", persistent)
@@ -181,13 +183,14 @@ func TestAnswerOfTheWrongKind(t *testing.T) {
 		p.publish("t", "two", 2, 2)
 		one, two := c.receive("t", "one"), c.receive("t", "two")
 		c.send(&packet.Ack{Type: packet.PUBACK, PID: two.PID})
+		c.send(&packet.Ack{Type: packet.PUBCOMP, PID: two.PID}) // before its PUBREC
 		c.send(&packet.Ack{Type: packet.PUBCOMP, PID: one.PID})
 		c.send(&packet.Ack{Type: packet.PUBREC, PID: one.PID})
 		if a := c.acked(packet.PUBREL, one.PID); v == packet.V5 && a.Code != packet.PIDNotFound {
 			t.Errorf("PUBREL 0x%02X", a.Code)
 		}
 		c.ping()
-		if n := r.b.Stats().UnknownAcks; n != 3 {
+		if n := r.b.Stats().UnknownAcks; n != 4 {
 			t.Errorf("version %d: counted %d", v, n)
 		}
 		c.close()

@@ -3,6 +3,7 @@ package embeddedbroker
 import (
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"busgate/embeddedbroker/packet"
 )
@@ -50,8 +51,8 @@ func TestResendOrder(t *testing.T) {
 			c.close()
 			c = r.connect(v, "c", persistent)
 			for i := range 20 {
-				if m := c.receive("t", n("", i)); !m.Dup || m.PID != uint16(i+1) {
-					t.Fatalf("version %d message %d: dup %v id %d", v, i, m.Dup, m.PID)
+				if m := c.receive("t", n("", i)); !m.Dup || m.PID != uint16(i+1) || m.QoS != byte(1+i%2) {
+					t.Fatalf("version %d message %d: dup %v id %d QoS %d", v, i, m.Dup, m.PID, m.QoS)
 				}
 			}
 		}
@@ -59,6 +60,42 @@ func TestResendOrder(t *testing.T) {
 		c.silent()
 		r.stop()
 	}
+}
+
+// However long an answer is due, only a reconnect is a reason to send again.
+func TestNothingIsRepeatedWithoutAReconnect(t *testing.T) {
+	covers(t, "5", "MQTT-4.4.0-1")
+	synctest.Test(t, func(t *testing.T) {
+		for _, v := range versions {
+			r := start(t, NewMemory())
+			c := r.connect(v, "c", persistent)
+			c.subscribe("t", 2)
+			p := r.connect(v, "pub")
+			for i, qos := range []byte{1, 2, 2} {
+				p.publish("t", n("", i), qos, 1)
+				c.receive("t", n("", i))
+			}
+			c.send(&packet.Ack{Type: packet.PUBREC, PID: 3})
+			c.acked(packet.PUBREL, 3)
+			nap(24 * time.Hour)
+			c.silent()
+			c.close()
+			c = r.connect(v, "c", persistent)
+			synctest.Wait()
+			c.mu.Lock()
+			again := len(c.got)
+			c.mu.Unlock()
+			if again != 3 { // also what is older than a release that is owed
+				t.Fatalf("version %d: %d packets come again, want 3", v, again)
+			}
+			c.acked(packet.PUBREL, 3)
+			c.receive("t", "0")
+			c.receive("t", "1")
+			nap(24 * time.Hour)
+			c.silent()
+			r.stop()
+		}
+	})
 }
 
 func TestQos2Dup(t *testing.T) {
@@ -120,6 +157,7 @@ func TestReleasesComeInTheOrderOfTheirReceipts(t *testing.T) {
 
 func TestReleaseIsResentInsteadOfTheMessage(t *testing.T) {
 	covers(t, "5", "MQTT-4.3.3-5", "MQTT-4.3.3-6")
+	covers(t, "311", "MQTT-4.3.3-1")
 	for _, v := range versions {
 		store := NewMemory()
 		r := start(t, store)
@@ -224,15 +262,38 @@ func TestReceiveMaximum(t *testing.T) {
 				if i == 5 {
 					p.publish("t", "at once", 0, 0)
 					c.receive("t", "at once") // QoS 0 passes a full window and what waits behind it
+					c.subscribe("other", 0)
 				}
 				m := held[0]
 				held = held[1:]
-				c.complete(m)
+				if m.QoS == 2 { // its place is taken until PUBCOMP
+					c.send(&packet.Ack{Type: packet.PUBREC, PID: m.PID})
+					c.acked(packet.PUBREL, m.PID)
+					c.ping()
+					c.silent()
+					c.send(&packet.Ack{Type: packet.PUBCOMP, PID: m.PID})
+				} else {
+					c.complete(m)
+				}
 			}
 			held = append(held, c.receive("t", n("", i)))
 		}
 		p.publish("t", "0", 0, 0)
 		c.receive("t", "0") // QoS 0 passes a full window
+		c.close()
+		c = r.connect(packet.V5, "c", open, prop(packet.ReceiveMaximum, 2))
+		if c.ack.SessionPresent { // what counts is the maximum of this connection
+			held = nil
+			for i := 45; i < 50; i++ {
+				if len(held) == 2 {
+					c.ping()
+					c.silent()
+					c.complete(held[0])
+					held = held[1:]
+				}
+				held = append(held, c.receive("t", n("", i)))
+			}
+		}
 		c.close()
 		p.close()
 		r.b.DropSession("c")

@@ -1,6 +1,7 @@
 package embeddedbroker
 
 import (
+	"slices"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -89,17 +90,26 @@ func TestMessagesOfAMemberThatLeftGoToAnother(t *testing.T) {
 // A client with an own and a shared subscription gets a copy of each, and both
 // are deliveries of their own: also for the store.
 func TestOwnAndSharedSubscriptionGiveTwoCopies(t *testing.T) {
+	covers(t, "5", "MQTT-3.3.4-5")
 	for _, open := range []option{clean, persistent} {
 		r := start(t, NewMemory())
 		c := r.connect(packet.V5, "c", open)
-		c.subscribe("t", 1)
-		c.subscribe("$share/g/t", 2)
-		c.subscribe("$share/h/+", 2)
+		for i, f := range []packet.Filter{{Filter: "t", QoS: 1}, {Filter: "$share/g/t", QoS: 2}, {Filter: "$share/h/+", QoS: 2}} {
+			c.subscribeWith(packet.Props{}.WithUint(packet.SubscriptionID, uint32(i+1)), f)
+		}
 		p := r.connect(packet.V5, "pub")
 		p.publish("t", "x", 2, 1)
 		var got []*packet.Publish
+		var ids []uint32 // each carries its own
 		for range 3 {
-			got = append(got, c.receive("t", "x"))
+			m := c.receive("t", "x")
+			got, ids = append(got, m), append(ids, m.SubIDs...)
+		}
+		if len(ids) == 0 || ids[0] != 1 || len(got[1].SubIDs) != 1 || len(got[2].SubIDs) != 1 {
+			t.Errorf("ids %v", ids)
+		}
+		if slices.Sort(ids); !slices.Equal(ids, []uint32{1, 2, 3}) {
+			t.Errorf("ids %v", ids)
 		}
 		if got[0].QoS != 1 || got[1].QoS != 2 || got[2].QoS != 2 || got[1].PID == got[0].PID || got[1].PID == got[2].PID {
 			t.Fatalf("%+v %+v %+v", got[0], got[1], got[2])

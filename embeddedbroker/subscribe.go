@@ -200,6 +200,9 @@ func (c *conn) onUnsubscribe(p *packet.Unsubscribe) error {
 
 func (c *conn) unsubscribe(p *packet.Unsubscribe) error {
 	ack := packet.Unsuback{PID: p.PID, Codes: make([]byte, len(p.Filters))}
+	if c.maxOut > 0 && len(ack.Append(nil, c.version)) > c.maxOut { // [MQTT-3.1.2-24]
+		return &packet.Error{Code: packet.TooLarge, Text: "UNSUBSCRIBE whose UNSUBACK is too large for the client"}
+	}
 	sl := c.reserve(packet.UNSUBACK, p.PID, 0)
 	b := c.b
 	b.mu.Lock()

@@ -129,10 +129,7 @@ func TestWebSocket(t *testing.T) {
 		c.WebSocket.Origins = []string{"dash.example", "other.example:3000", "https://third.example"}
 	})
 	addr := ls[0].Addr().String()
-	for _, size := range []int{0, 1, 7, 126, 65536} { // [MQTT-6.0.0-2]
-		if size == 1 {
-			size = 3
-		}
+	for _, size := range []int{0, 3, 7, 126, 65536} { // [MQTT-6.0.0-2]
 		w, resp := wsDial(t, addr)
 		if resp.StatusCode != 101 || resp.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" || resp.Header.Get("Sec-WebSocket-Protocol") != "mqtt" {
 			t.Fatalf("%+v", resp)
@@ -140,24 +137,42 @@ func TestWebSocket(t *testing.T) {
 		w.size = size
 		talk(t, w, "ws")
 	}
+	for _, size := range []int{0, 5} { // four packets in a frame, and frames that end inside any of them
+		w, _ := wsDial(t, addr)
+		w.size = size
+		c := newClient(t, w, packet.V5)
+		var all []byte
+		for _, p := range []packet.Packet{&packet.Connect{Version: packet.V5, ClientID: "many", CleanStart: true},
+			&packet.Subscribe{PID: 1, Filters: []packet.Filter{{Filter: "a"}}}, &packet.Publish{Topic: []byte("b"), QoS: 1, PID: 2}, &packet.Ping{Type: packet.PINGREQ}} {
+			all = p.Append(all, packet.V5)
+		}
+		w.Write(all)
+		expect[*packet.Connack](c)
+		expect[*packet.Suback](c)
+		c.acked(packet.PUBACK, 2)
+		expect[*packet.Ping](c)
+		c.close()
+	}
 	for what, c := range map[string]struct {
 		header []string
 		status int
+		sub    string // the subprotocol returned
 	}{
-		"no subprotocol":     {[]string{"Sec-WebSocket-Protocol: chat\r\n"}, 400},
-		"another path":       {[]string{"/other"}, 404},
-		"a page of others":   {[]string{"Origin: https://evil.example"}, 403},
-		"our own page":       {[]string{"Origin: http://plant:8080"}, 101},
-		"the old MQTT":       {[]string{"Sec-WebSocket-Protocol: mqttv3.1\r\n"}, 101},
-		"no origin, a query": {[]string{"/mqtt?x=1"}, 101},
-		"a host allowed":     {[]string{"Origin: https://dash.example"}, 101},
-		"with its port":      {[]string{"Origin: https://dash.example:8443"}, 403},
-		"a port allowed":     {[]string{"Origin: http://other.example:3000"}, 101},
-		"an origin allowed":  {[]string{"Origin: https://third.example"}, 101},
-		"by another scheme":  {[]string{"Origin: http://third.example"}, 403},
+		"no subprotocol":     {[]string{"Sec-WebSocket-Protocol: chat\r\n"}, 400, ""},
+		"another path":       {[]string{"/other"}, 404, ""},
+		"a page of others":   {[]string{"Origin: https://evil.example"}, 403, ""},
+		"our own page":       {[]string{"Origin: http://plant:8080"}, 101, "mqtt"},
+		"the old MQTT":       {[]string{"Sec-WebSocket-Protocol: mqttv3.1\r\n"}, 101, "mqttv3.1"},
+		"the old and mqtt":   {[]string{"Sec-WebSocket-Protocol: mqttv3.1, mqtt\r\n"}, 101, "mqtt"},
+		"no origin, a query": {[]string{"/mqtt?x=1"}, 101, "mqtt"},
+		"a host allowed":     {[]string{"Origin: https://dash.example"}, 101, "mqtt"},
+		"with its port":      {[]string{"Origin: https://dash.example:8443"}, 403, ""},
+		"a port allowed":     {[]string{"Origin: http://other.example:3000"}, 101, "mqtt"},
+		"an origin allowed":  {[]string{"Origin: https://third.example"}, 101, "mqtt"},
+		"by another scheme":  {[]string{"Origin: http://third.example"}, 403, ""},
 	} {
-		if _, resp := wsDial(t, addr, c.header...); resp.StatusCode != c.status {
-			t.Errorf("%s: %d", what, resp.StatusCode)
+		if _, resp := wsDial(t, addr, c.header...); resp.StatusCode != c.status || resp.Header.Get("Sec-WebSocket-Protocol") != c.sub {
+			t.Errorf("%s: %d %q", what, resp.StatusCode, resp.Header.Get("Sec-WebSocket-Protocol"))
 		}
 	}
 }
@@ -192,6 +207,9 @@ func TestWebSocketFrames(t *testing.T) {
 		io.ReadFull(w.in, code[:])
 		if got := binary.BigEndian.Uint16(code[:]); got != c.code {
 			t.Errorf("%s: closed with %d, want %d", what, got, c.code)
+		}
+		if n, _ := io.Copy(io.Discard, w.in); n > 0 { // and the connection with it
+			t.Errorf("%s: %d bytes behind the close frame", what, n)
 		}
 	}
 	w, _ := wsDial(t, addr)

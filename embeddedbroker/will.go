@@ -150,7 +150,7 @@ func (b *Broker) expireDue(now time.Time) (next time.Time) {
 		if s.conn != nil || s.ended() {
 			continue
 		}
-		expired := !s.expireAt.IsZero() && !s.expireAt.After(now)
+		expired, had := !s.expireAt.IsZero() && !s.expireAt.After(now), s.will != nil
 		if expired || !s.willAt.IsZero() && !s.willAt.After(now) {
 			b.publishWillLocked(s) // at the latest when the session ends
 		}
@@ -159,6 +159,9 @@ func (b *Broker) expireDue(now time.Time) (next time.Time) {
 			b.log.Info("session expired", "client", s.id, "left", s.left)
 			b.endLocked(s)
 			continue
+		}
+		if had && s.will == nil {
+			b.noteLocked(s) // [MQTT-3.1.2-10]
 		}
 		b.scheduleLocked(s)
 	}
