@@ -63,3 +63,26 @@ func TestHeapPaceHearsOfCollections(t *testing.T) {
 		}
 	}
 }
+
+// TestOneCoreHasTwoProcessors: what the daemon starts with is enough for a
+// flush and somebody beside it, unless GOMAXPROCS says otherwise.
+func TestOneCoreHasTwoProcessors(t *testing.T) {
+	was := runtime.GOMAXPROCS(0)
+	defer runtime.GOMAXPROCS(was)
+	for _, c := range []struct {
+		fact      string
+		env       string
+		has, want int
+	}{
+		{"one core", "", 1, 2},
+		{"two cores", "", 2, 2},
+		{"four cores", "", 4, 4},
+		{"somebody wants one", "1", 1, 1},
+	} {
+		t.Setenv("GOMAXPROCS", c.env)
+		runtime.GOMAXPROCS(c.has)
+		if besideFlushes(); runtime.GOMAXPROCS(0) != c.want {
+			t.Errorf("%s: %d processors, want %d", c.fact, runtime.GOMAXPROCS(0), c.want)
+		}
+	}
+}
