@@ -11,7 +11,7 @@ import (
 const (
 	houseEvery   = time.Second           // cursors, trims and counters are saved after this
 	saveWait     = 10 * time.Millisecond // or cursors after this, when many deliveries were acknowledged
-	trimMost     = 256                   // rows of a transaction
+	trimMost     = 64                    // rows of a transaction: its commit is to be no longer than others
 	walPages     = 1000                  // written before a checkpoint
 	measureEvery = time.Minute           // without other work
 )

@@ -109,7 +109,7 @@ func (s *Store) planLocked() (p plan) {
 		if s.servedAt.After(from) {
 			from = s.servedAt
 		}
-		sooner(from.Add(min(linger, s.pace)))
+		sooner(from.Add(min(linger, 2*s.pace)))
 		fallthrough
 	default:
 		sooner(gather)
