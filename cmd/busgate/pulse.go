@@ -33,7 +33,8 @@ type pulse struct {
 	organs []organ
 	status func() string // one sentence
 	tell   func(string)
-	silent bool // the last beat found an organ without a sign of life
+	look   func() // at what else is to be seen to at each beat
+	silent bool   // the last beat found an organ without a sign of life
 }
 
 // newPulse asks the committer, the router, the uplinks and the buses of g.
@@ -41,6 +42,7 @@ func newPulse(g *gateway, log *slog.Logger) *pulse {
 	t := &turns{fleet: func() ([]devices.BusStatus, []devices.DeviceStatus) { return g.fleet.Status() }, intervals: g.intervals}
 	return &pulse{
 		log: log, limit: watchdogLimit(), status: g.sentence, tell: func(s string) { tell(log, s) },
+		look: func() { besideFlushes(g.store.Stats()) },
 		organs: []organ{
 			{"the committer of the store", g.storeAlive},
 			{"the router of the broker", func(context.Context) error { g.broker.Stats(); return nil }},
@@ -63,6 +65,7 @@ func (p *pulse) Run(ctx context.Context) error {
 		if p.beat(ctx) {
 			p.tell("WATCHDOG=1\nSTATUS=" + p.status())
 		}
+		p.look()
 		select {
 		case <-ctx.Done():
 			return nil

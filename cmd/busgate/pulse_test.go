@@ -54,7 +54,7 @@ func TestPulse(t *testing.T) {
 	run := func(t *testing.T, limit time.Duration, organs ...organ) (told []string, log string) {
 		t.Helper()
 		h, s := heard{began: time.Now()}, newScreen()
-		p := &pulse{log: slog.New(slog.NewTextHandler(s, nil)), limit: limit, organs: organs, status: func() string { return "fine" }, tell: h.tell}
+		p := &pulse{log: slog.New(slog.NewTextHandler(s, nil)), limit: limit, organs: organs, status: func() string { return "fine" }, tell: h.tell, look: func() {}}
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		if err := p.Run(ctx); err != nil {

@@ -52,7 +52,6 @@ func runDaemon(ctx context.Context, e *env, file, socket, word string) int {
 		return exitFailed
 	}
 	g.pulse = newPulse(g, log)
-	besideFlushes()
 	defer paceHeap()()
 	r := &reloader{g: g, log: log, file: file, setLevel: setLevel}
 	if ln, err := openControl(socket); err != nil {

@@ -6,6 +6,8 @@ import (
 	"runtime/debug"
 	"sync"
 	"time"
+
+	"busgate/buffer"
 )
 
 // Growth of the heap before it is collected, in percent of what is alive.
@@ -14,12 +16,20 @@ const (
 	busyGrowth  = 400
 )
 
-// besideFlushes lets others run while the store flushes, also on one core. Go
+// slowFlush is how long a flush takes on average where others are to run beside it.
+const slowFlush = time.Millisecond
+
+// besideFlushes lets others run while a slow disk flushes, also on one core. Go
 // gives such a machine one processor, and a system call keeps it until the
 // runtime looks, which is up to 10 ms later: for that long no client is heard
-// and no bus is asked. Where GOMAXPROCS is set, somebody has decided.
-func besideFlushes() {
-	if runtime.GOMAXPROCS(0) == 1 && os.Getenv("GOMAXPROCS") == "" {
+// and no bus is asked. On a fast disk one processor is better: a second one
+// tears apart what would share a commit. Where GOMAXPROCS is set, somebody has
+// decided.
+func besideFlushes(s buffer.Stats) {
+	if s.FlushTime < slowFlush*time.Duration(max(s.Flushes, 1)) || os.Getenv("GOMAXPROCS") != "" {
+		return
+	}
+	if runtime.GOMAXPROCS(0) == 1 {
 		runtime.GOMAXPROCS(2)
 	}
 }
