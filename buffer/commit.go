@@ -11,7 +11,8 @@ import (
 const (
 	houseEvery   = time.Second           // cursors, trims and counters are saved after this
 	saveWait     = 10 * time.Millisecond // or cursors after this, when many deliveries were acknowledged
-	trimMost     = 64                    // rows of a transaction: its commit is to be no longer than others
+	trimMost     = 64                    // rows of a transaction: its commit is to be no longer than others ...
+	trimHurry    = 256                   // ... unless somebody waits for the housekeeping
 	walPages     = 1000                  // written before a checkpoint
 	measureEvery = time.Minute           // without other work
 )
@@ -59,6 +60,10 @@ func (s *Store) takeBatchLocked(house bool) *commit {
 	if !house {
 		return t
 	}
+	most := trimMost
+	if s.hurry {
+		most = trimHurry
+	}
 	s.hurry, s.dirtySince = false, time.Time{}
 	upTo := max(t.b.last, s.head)
 	t.rows = append(t.rows, op{sqlMeta, []any{metaNextSeq, "next_seq", s.nextSeq}},
@@ -70,7 +75,7 @@ func (s *Store) takeBatchLocked(house bool) *commit {
 		}
 	}
 	s.takeLossesLocked(t)
-	n := min(len(s.trims), trimMost)
+	n := min(len(s.trims), most)
 	if s.closing {
 		n = len(s.trims)
 	}
