@@ -42,6 +42,35 @@ func TestEverythingArrivesInOrder(t *testing.T) {
 	}
 }
 
+// TestAcksAreNotedBeforeTheNextPublish holds the store for a second at each ack:
+// what leaves meanwhile would be sent again beside a whole window if the process
+// were killed there.
+func TestAcksAreNotedBeforeTheNextPublish(t *testing.T) {
+	for qos, limit := range map[byte]int{1: 10, 2: 9 + 9/completing} {
+		t.Run(fmt.Sprint("qos ", qos), func(t *testing.T) {
+			virtual(t, cloudtest.Options{AckDelay: 20 * time.Millisecond, AtPublish: true}, func(r *rig) {
+				r.cfg.QoS, r.cfg.Window = qos, 10
+				most, noted := 0, 0
+				r.store().acking = func(n int) {
+					time.Sleep(time.Second)
+					most = max(most, len(r.payloads("t"))-noted)
+					noted += n
+				}
+				r.st.fill(100)
+				r.start()
+				time.Sleep(10 * time.Minute)
+				if noted != 100 {
+					t.Errorf("%d of 100 are acked in the store", noted)
+				}
+				if most < 9 || most > limit {
+					t.Errorf("the cloud had up to %d that the store did not know of, want 9 to %d", most, limit)
+				}
+				r.stop()
+			})
+		})
+	}
+}
+
 func TestBirthGoesAheadOfTheBacklog(t *testing.T) {
 	virtual(t, cloudtest.Options{}, func(r *rig) {
 		r.o.Birth = func() []*embeddedbroker.Message {

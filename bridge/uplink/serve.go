@@ -188,6 +188,7 @@ func (l *Link) step(e *epoch, now time.Time) error {
 	l.s.alone = l.suspect.bare || l.suspect.careful
 	l.s.pump()
 	l.publish(e, now)
+	l.acknowledge() // before what takes the place leaves: a kill between would repeat two windows
 	for _, fr := range l.s.out {
 		end := e.w.append(fr.p)
 		if fr.o != nil || fr.f != nil {
@@ -206,7 +207,6 @@ func (l *Link) step(e *epoch, now time.Time) error {
 	}
 	clear(l.s.out)
 	l.s.out = l.s.out[:0]
-	l.acknowledge()
 	if l.s.settle(); len(l.s.recs) > 0 {
 		recs := l.s.recs
 		l.s.recs, l.since = nil, now

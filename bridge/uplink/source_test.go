@@ -36,6 +36,7 @@ type fakeStore struct {
 	noted    bool
 	twice    []uint64
 	fail     error // of releases
+	acking   func(n int)
 	nextErr  error
 }
 
@@ -130,6 +131,9 @@ func (f *fakeStore) Next(ctx context.Context, max int) ([]buffer.Record, error) 
 }
 
 func (f *fakeStore) Ack(ords ...uint64) {
+	if f.acking != nil {
+		f.acking(len(ords))
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.dead {
