@@ -3,6 +3,7 @@ package embeddedbroker
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,18 +19,29 @@ type player struct {
 	version byte
 	qos     byte
 	c       *client
-	open    map[uint16]bool        // QoS 2 ids received and not released
-	owed    []packet.Packet        // answers that it has not sent yet
-	live    map[uint16]bool        // ids on this connection without an answer
+	open    []opened               // begun and not completed, in the order of their first PUBLISH
+	owed    []*packet.Ack          // answers that it has not sent yet
+	live    map[uint16]bool        // ids of PUBLISH on this connection without an answer
 	got     map[string]map[int]int // topic and QoS published -> number -> how often
 	top     map[string]int         // ... -> highest number
 	window  int
 }
 
-// take looks at everything that has arrived.
-func (p *player) take(t *testing.T) {
+// opened is a message as the client sees it.
+type opened struct {
+	pid  uint16
+	next packet.Type // PUBLISH: nothing was answered; PUBREL: PUBREC was; PUBCOMP: PUBREL has come
+}
+
+// find returns the place of an id in open, or -1.
+func (p *player) find(pid uint16) int {
+	return slices.IndexFunc(p.open, func(f opened) bool { return f.pid == pid })
+}
+
+// take looks at everything that has arrived and returns it.
+func (p *player) take(t *testing.T) []packet.Packet {
 	if p.c == nil {
-		return
+		return nil
 	}
 	p.c.mu.Lock()
 	all := p.c.got
@@ -41,11 +53,14 @@ func (p *player) take(t *testing.T) {
 			p.message(t, x)
 		case *packet.Ack:
 			if x.Type == packet.PUBREL {
-				delete(p.open, x.PID)
+				if i := p.find(x.PID); i >= 0 {
+					p.open[i].next = packet.PUBCOMP
+				}
 				p.owed = append(p.owed, &packet.Ack{Type: packet.PUBCOMP, PID: x.PID})
 			}
 		}
 	}
+	return all
 }
 
 func (p *player) message(t *testing.T, m *packet.Publish) {
@@ -56,7 +71,14 @@ func (p *player) message(t *testing.T, m *packet.Publish) {
 	if len(p.live) > p.window {
 		t.Fatalf("%s: %d open messages, the window is %d", p.id, len(p.live), p.window)
 	}
-	if !p.open[m.PID] {
+	at := p.find(m.PID)
+	if at >= 0 && (!m.Dup || p.open[at].next != packet.PUBLISH) {
+		t.Fatalf("%s: id %d comes again, DUP %v, when %v is to come", p.id, m.PID, m.Dup, p.open[at].next)
+	}
+	if at < 0 {
+		p.open = append(p.open, opened{m.PID, packet.PUBLISH})
+	}
+	if at < 0 || m.QoS == 1 {
 		qos, number, _ := strings.Cut(string(m.Payload), ":")
 		key := string(m.Topic) + " " + qos
 		n, _ := strconv.Atoi(number)
@@ -76,7 +98,6 @@ func (p *player) message(t *testing.T, m *packet.Publish) {
 		p.owed = append(p.owed, &packet.Ack{Type: packet.PUBACK, PID: m.PID})
 		return
 	}
-	p.open[m.PID] = true
 	p.owed = append(p.owed, &packet.Ack{Type: packet.PUBREC, PID: m.PID})
 }
 
@@ -86,21 +107,62 @@ func (p *player) answer(rnd *rand.Rand) {
 		return
 	}
 	i := rnd.IntN(len(p.owed))
-	a := p.owed[i].(*packet.Ack)
-	p.owed = append(p.owed[:i], p.owed[i+1:]...)
+	a := p.owed[i]
+	p.owed = slices.Delete(p.owed, i, i+1)
 	p.c.try(a)
-	if a.Type != packet.PUBREC {
-		delete(p.live, a.PID)
+	at := p.find(a.PID)
+	if a.Type == packet.PUBREC {
+		p.open[at].next = packet.PUBREL
+		return
+	}
+	delete(p.live, a.PID)
+	if at >= 0 {
+		p.open = slices.Delete(p.open, at, at+1)
 	}
 }
 
-func (p *player) connect(r *rig) {
+// connect comes back, at times as another version and with another window, and
+// holds what the broker repeats, before any answer, against what is open
+// [MQTT-4.4.0-1]: a PUBREL for each PUBREC, and each PUBLISH without an answer
+// as far as these leave room in the window, in the old order [MQTT-4.6.0-1].
+func (p *player) connect(t *testing.T, r *rig, rnd *rand.Rand) {
 	p.drop()
 	opts := []option{persistent}
+	p.version, p.window = versions[rnd.IntN(len(versions))], testConfig().MaxInflight
 	if p.version == packet.V5 {
+		p.window = 1 + rnd.IntN(10)
 		opts = append(opts, prop(packet.ReceiveMaximum, uint32(p.window)))
 	}
 	p.c = r.connect(p.version, p.id, opts...)
+	var releases, messages []uint16
+	for _, f := range p.open {
+		if f.next == packet.PUBLISH {
+			messages = append(messages, f.pid)
+		} else {
+			releases = append(releases, f.pid)
+		}
+	}
+	messages = messages[:min(len(messages), max(0, p.window-len(releases)))]
+	synctest.Wait()
+	var released, repeated []uint16
+	for _, x := range p.take(t) {
+		switch x := x.(type) {
+		case *packet.Publish:
+			if x.Dup {
+				repeated = append(repeated, x.PID)
+			}
+		case *packet.Ack:
+			released = append(released, x.PID)
+		}
+	}
+	for _, pid := range releases {
+		if !slices.Contains(released, pid) {
+			t.Fatalf("%s: no PUBREL for %d after the reconnect, only for %v; open are %v", p.id, pid, released, p.open)
+		}
+	}
+	if !slices.Equal(repeated, messages) {
+		t.Fatalf("%s: after the reconnect PUBLISH %v come again, want %v; open are %v, the window is %d", p.id, repeated, messages, p.open, p.window)
+	}
 }
 
 func (p *player) drop() {
@@ -155,12 +217,8 @@ func randomScript(t *testing.T, rnd *rand.Rand) {
 	r := start(t, store)
 	var players []*player
 	for i := range 3 {
-		p := &player{id: n("sub", i), version: versions[rnd.IntN(3)], qos: byte(1 + rnd.IntN(2)), open: map[uint16]bool{},
-			got: map[string]map[int]int{}, top: map[string]int{}, window: 100}
-		if p.version == packet.V5 {
-			p.window = 1 + rnd.IntN(10)
-		}
-		p.connect(r)
+		p := &player{id: n("sub", i), qos: byte(1 + rnd.IntN(2)), got: map[string]map[int]int{}, top: map[string]int{}}
+		p.connect(t, r, rnd)
 		p.c.subscribe("p/#", p.qos)
 		players = append(players, p)
 	}
@@ -173,7 +231,7 @@ func randomScript(t *testing.T, rnd *rand.Rand) {
 		case k < 16:
 			players[rnd.IntN(3)].answer(rnd)
 		case k < 18:
-			players[rnd.IntN(3)].connect(r)
+			players[rnd.IntN(3)].connect(t, r, rnd)
 		case k < 19:
 			players[rnd.IntN(3)].drop()
 		case rnd.IntN(4) == 0:
@@ -190,7 +248,7 @@ func randomScript(t *testing.T, rnd *rand.Rand) {
 		}
 	}
 	for _, p := range players {
-		p.connect(r)
+		p.connect(t, r, rnd)
 		for {
 			synctest.Wait()
 			if p.take(t); len(p.owed) == 0 {
