@@ -119,10 +119,10 @@ type Bridge struct {
 
 	updating sync.Mutex // held by Update from beginning to end
 
-	discovering sync.Mutex // guards what belongs to Home Assistant
-	discovered  []string   // topics of announcements
-	watched     string     // topic of its birth that we are subscribed to, "" = none
-	unwatch     func()     // ends that
+	discovering sync.Mutex          // guards what belongs to Home Assistant
+	discovered  map[string][]string // topics of announcements, with their components
+	watched     string              // topic of its birth that we are subscribed to, "" = none
+	unwatch     func()              // ends that
 
 	knowing sync.Mutex // guards known, and its copy in the Memory
 	known   known

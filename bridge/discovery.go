@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"bytes"
+	"maps"
 	"slices"
 
 	"busgate/bridge/homeassistant"
@@ -21,21 +22,24 @@ func (b *Bridge) discover(all bool) {
 		return
 	}
 	b.watchHomeAssistant(homeassistant.StatusTopic(cfg), cfg.HomeAssistant.Discovery)
-	var topics []string
+	announced := map[string][]string{}
 	for _, a := range homeassistant.All(cfg, homeassistant.Origin{Version: b.version, URL: b.homepage}) {
-		topics = append(topics, a.Topic)
+		announced[a.Topic] = a.Components
+		if p := a.Without(b.discovered[a.Topic]); p != nil {
+			b.board.post(b.message(a.Topic, p, true))
+		}
 		if m := b.board.get(a.Topic); all || m == nil || !bytes.Equal(m.Payload, a.Payload) {
 			b.board.post(b.message(a.Topic, a.Payload, true))
 		}
 	}
-	for _, topic := range b.discovered {
-		if !slices.Contains(topics, topic) {
+	for _, topic := range slices.Sorted(maps.Keys(b.discovered)) {
+		if _, ok := announced[topic]; !ok {
 			b.board.empty(topic)
 		}
 	}
-	if !slices.Equal(b.discovered, topics) {
-		b.discovered = topics
-		b.know(func(k *known) { k.Discovery = topics })
+	if !maps.EqualFunc(b.discovered, announced, slices.Equal) {
+		b.discovered = announced
+		b.know(func(k *known) { k.Discovery = announced })
 	}
 }
 

@@ -2,6 +2,8 @@ package bridge
 
 import (
 	"encoding/json"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -82,6 +84,90 @@ func TestDiscovery(t *testing.T) {
 		wantLines(t, y.f.announced())
 		y.stop()
 	})
+}
+
+// TestPointsThatAreGoneAreTakenBack: a point that was removed, or has become
+// another kind of entity, goes in an announcement of its own; the next one, which
+// stays, does not name it.
+func TestPointsThatAreGoneAreTakenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := running()
+		o.Memory = newFakeMemory()
+		cfg := testConfig()
+		cfg.HomeAssistant = config.HomeAssistant{Discovery: true, Prefix: "homeassistant"}
+		x := start(t, cfg, o)
+		x.f.announced()
+
+		live := same(cfg)
+		live.Devices["grid"].Points[3].Write = false                      // relay1: a switch becomes a binary_sensor
+		live.Devices["grid"].Points = live.Devices["grid"].Points[1:]     // without voltage_l1
+		live.Devices["pumps"].Points = live.Devices["pumps"].Points[:1:1] // without the others
+		if err := x.Update(live); err != nil {
+			t.Fatal(err)
+		}
+		wantComponents(t, x.f,
+			"grid voltage_l1 sensor gone, relay1 switch gone, power sensor, state sensor, energy sensor",
+			"grid power sensor, state sensor, relay1 binary_sensor, energy sensor",
+			"pumps relay2 binary_sensor gone, limit number gone, relay1 switch",
+			"pumps relay1 switch")
+		x.f.client("homeassistant/status", "online")
+		if lines := x.f.announced(); len(lines) != 4 {
+			t.Errorf("after a start of Home Assistant %v are announced, want 4: what is gone is gone", lines)
+		}
+		x.stop()
+
+		// While busgate was stopped.
+		next := same(live)
+		next.Devices["grid"].Points = next.Devices["grid"].Points[1:]
+		y := start(t, next, o)
+		lines := y.f.components()
+		for _, want := range []string{"grid power sensor gone, state sensor, relay1 binary_sensor, energy sensor",
+			"grid state sensor, relay1 binary_sensor, energy sensor"} {
+			if !slices.Contains(lines, want) {
+				t.Errorf("announced\n%s\nwant\n%s", strings.Join(lines, "\n"), want)
+			}
+		}
+		if n := len(lines); n != 5 {
+			t.Errorf("%d announcements, want 5", n)
+		}
+		y.stop()
+	})
+}
+
+func wantComponents(t *testing.T, f *fakeBroker, want ...string) {
+	t.Helper()
+	if got := f.components(); !slices.Equal(got, want) {
+		t.Errorf("announced\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// components takes what was announced: the device, then name and platform of
+// each component, and gone when that is all of it.
+func (f *fakeBroker) components() (lines []string) {
+	for _, l := range f.take() {
+		topic, payload, _ := strings.Cut(l, " ")
+		id, ok := strings.CutPrefix(strings.TrimSuffix(topic, "/config"), "homeassistant/device/busgate_plant-a_")
+		if !ok {
+			continue
+		}
+		dec := json.NewDecoder(strings.NewReader(payload[strings.Index(payload, `"cmps":`)+len(`"cmps":`):]))
+		dec.Token()
+		var all []string
+		for dec.More() {
+			name, _ := dec.Token()
+			var c map[string]any
+			if err := dec.Decode(&c); err != nil {
+				return append(lines, err.Error())
+			}
+			word := fmt.Sprint(name, " ", c["p"])
+			if len(c) == 1 {
+				word += " gone"
+			}
+			all = append(all, word)
+		}
+		lines = append(lines, id+" "+strings.Join(all, ", "))
+	}
+	return lines
 }
 
 // TestEveryTopicOfDiscoveryIsServed: what the announcements name is really

@@ -14,7 +14,7 @@ const knownKey = "bridge/known"
 type known struct {
 	Base      string              `json:"base"`
 	Devices   map[string][]string `json:"devices"`             // with the topics of their scalars
-	Discovery []string            `json:"discovery,omitempty"` // topics
+	Discovery map[string][]string `json:"announced,omitempty"` // topics, with their components
 }
 
 // alertWords are the alerts that the rooms of the gateway raise.

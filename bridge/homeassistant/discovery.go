@@ -16,8 +16,36 @@ import (
 
 // Announcement is one discovery message: retained, QoS 1.
 type Announcement struct {
-	Topic   string
-	Payload []byte
+	Topic      string
+	Payload    []byte
+	Components []string // platform and name: "sensor voltage_l1"
+
+	whole announcement
+}
+
+// Without is the payload to publish first when before, the Components of an
+// earlier announcement, had some that a has not; nil when it had none. Home
+// Assistant keeps an entity that is merely named no more: it goes when its
+// component has nothing but a platform.
+func (a Announcement) Without(before []string) []byte {
+	var gone components
+	for _, c := range before {
+		platform, key, _ := strings.Cut(c, " ")
+		if !slices.Contains(a.Components, c) {
+			gone = append(gone, component{key: key, Platform: platform})
+		}
+	}
+	if gone == nil {
+		return nil
+	}
+	w := a.whole
+	w.Components = slices.Clone(gone)
+	for _, c := range a.whole.Components {
+		if !slices.ContainsFunc(gone, func(g component) bool { return g.key == c.key }) { // else it comes again as another platform
+			w.Components = append(w.Components, c)
+		}
+	}
+	return encode(w)
 }
 
 // software is the origin of the messages.
@@ -93,13 +121,13 @@ type availability struct {
 type component struct {
 	key      string
 	Platform string   `json:"p"`
-	ID       string   `json:"uniq_id"`
-	Name     string   `json:"name"`
+	ID       string   `json:"uniq_id,omitempty"` // empty: it is taken back
+	Name     string   `json:"name,omitempty"`
 	Class    string   `json:"dev_cla,omitempty"`
 	Kind     string   `json:"stat_cla,omitempty"`
 	Unit     string   `json:"unit_of_meas,omitempty"`
 	State    string   `json:"stat_t,omitempty"`
-	Template string   `json:"val_tpl"`
+	Template string   `json:"val_tpl,omitempty"`
 	Command  string   `json:"cmd_t,omitempty"`
 	On       string   `json:"pl_on,omitempty"`
 	Off      string   `json:"pl_off,omitempty"`
@@ -154,11 +182,19 @@ func (s *site) announce(device string, a announcement) Announcement {
 	a.Origin = origin{Name: software, Version: s.from.Version, URL: s.from.URL}
 	a.Mode, a.QoS = "all", 1
 	a.State = s.base + "/" + device + "/state"
+	out := Announcement{Topic: s.cfg.HomeAssistant.Prefix + "/device/" + s.id(device) + "/config", Payload: encode(a), whole: a}
+	for _, c := range a.Components {
+		out.Components = append(out.Components, c.Platform+" "+c.key)
+	}
+	return out
+}
+
+func encode(a announcement) []byte {
 	raw, err := marshal(a)
 	if err != nil {
-		panic(fmt.Sprintf("homeassistant: encode %s: %v", device, err)) // strings and finite numbers only
+		panic(fmt.Sprintf("homeassistant: encode %s: %v", a.Device.Name, err)) // strings and finite numbers only
 	}
-	return Announcement{Topic: s.cfg.HomeAssistant.Prefix + "/device/" + s.id(device) + "/config", Payload: raw}
+	return raw
 }
 
 // console is the page of a device, "" when the console is off or answers on
