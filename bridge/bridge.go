@@ -120,7 +120,7 @@ type Bridge struct {
 	updating sync.Mutex // held by Update from beginning to end
 
 	discovering sync.Mutex          // guards what belongs to Home Assistant
-	discovered  map[string][]string // topics of announcements, with their components
+	discovered  map[string][]string // what Home Assistant may show: topics, with their components; nil = taken back
 	watched     string              // topic of its birth that we are subscribed to, "" = none
 	unwatch     func()              // ends that
 

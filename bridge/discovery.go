@@ -9,9 +9,14 @@ import (
 	"busgate/embeddedbroker"
 )
 
+// mostGone is how many devices, and components of each, are remembered as gone.
+const mostGone = 256
+
 // discover makes the announcements to Home Assistant follow the configuration:
 // what is new or another is published, what is gone is taken back. With all set
-// everything is published again, as after a start of Home Assistant.
+// everything is said again, because Home Assistant has started or is connected
+// again: it may have missed what was taken back, and after a restart of busgate
+// it surely has. What is gone is remembered until then.
 func (b *Bridge) discover(all bool) {
 	b.discovering.Lock()
 	defer b.discovering.Unlock()
@@ -21,30 +26,60 @@ func (b *Bridge) discover(all bool) {
 	if ended {
 		return
 	}
-	b.watchHomeAssistant(homeassistant.StatusTopic(cfg), cfg.HomeAssistant.Discovery)
-	announced := map[string][]string{}
+	shown := map[string][]string{}
 	for _, a := range homeassistant.All(cfg, homeassistant.Origin{Version: b.version, URL: b.homepage}) {
-		announced[a.Topic] = a.Components
-		if p := a.Without(b.discovered[a.Topic]); p != nil {
-			b.board.post(b.message(a.Topic, p, true))
-		}
+		before := b.discovered[a.Topic]
 		if m := b.board.get(a.Topic); all || m == nil || !bytes.Equal(m.Payload, a.Payload) {
+			if p := a.Without(before); p != nil {
+				b.board.post(b.message(a.Topic, p, true))
+			}
 			b.board.post(b.message(a.Topic, a.Payload, true))
 		}
-	}
-	for _, topic := range slices.Sorted(maps.Keys(b.discovered)) {
-		if _, ok := announced[topic]; !ok {
-			b.board.empty(topic)
+		shown[a.Topic] = a.Components
+		if !all {
+			gone := slices.DeleteFunc(slices.Clone(before), func(c string) bool { return slices.Contains(a.Components, c) })
+			shown[a.Topic] = append(slices.Clone(a.Components), gone[:min(len(gone), mostGone)]...) // the newest first
 		}
 	}
-	if !maps.EqualFunc(b.discovered, announced, slices.Equal) {
-		b.discovered = announced
-		b.know(func(k *known) { k.Discovery = announced })
+	if gone := b.takeBack(shown, all); !all {
+		for _, topic := range gone[:min(len(gone), mostGone)] {
+			shown[topic] = nil
+		}
 	}
+	if !maps.EqualFunc(b.discovered, shown, slices.Equal) {
+		b.discovered = shown
+		b.know(func(k *known) { k.Discovery = shown })
+	}
+	b.watchHomeAssistant(homeassistant.StatusTopic(cfg), len(shown) > 0)
 }
 
-// watchHomeAssistant listens for the birth of Home Assistant while discovery is
-// on. discovering is held.
+// takeBack empties the announcements that are not in shown, with all set those
+// that were emptied before as well, and returns the topics of both, the newest
+// first. discovering is held.
+func (b *Bridge) takeBack(shown map[string][]string, all bool) []string {
+	var gone, before []string
+	for _, topic := range slices.Sorted(maps.Keys(b.discovered)) {
+		if _, ok := shown[topic]; ok {
+			continue
+		}
+		if b.discovered[topic] != nil {
+			gone = append(gone, topic)
+		} else {
+			before = append(before, topic)
+		}
+	}
+	again := slices.Concat(gone, before)
+	if all {
+		gone = again
+	}
+	for _, topic := range gone {
+		b.board.empty(topic)
+	}
+	return again
+}
+
+// watchHomeAssistant listens for the birth of Home Assistant while it knows of
+// anything. discovering is held.
 func (b *Bridge) watchHomeAssistant(topic string, on bool) {
 	if b.watched == topic && on || b.watched == "" && !on {
 		return

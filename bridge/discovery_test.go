@@ -74,15 +74,32 @@ func TestDiscovery(t *testing.T) {
 		delete(last.Devices, "pumps")
 		y := start(t, last, o)
 		wantLines(t, y.f.announced(), "gateway", "grid", "pumps gone")
+		// Home Assistant was not connected when busgate started, and missed it.
+		y.f.client("homeassistant/status", "online")
+		wantLines(t, y.f.announced(), "gateway", "grid", "fans gone", "pumps gone")
+		y.f.client("homeassistant/status", "online")
+		wantLines(t, y.f.announced(), "gateway", "grid")
 		off := same(last)
 		off.HomeAssistant.Discovery = false
 		if err := y.Update(off); err != nil {
 			t.Fatal(err)
 		}
 		wantLines(t, y.f.announced(), "gateway gone", "grid gone")
-		y.f.client("homeassistant/status", "online")
-		wantLines(t, y.f.announced())
 		y.stop()
+
+		// Switched off, and still not everywhere known.
+		z := start(t, off, o)
+		wantLines(t, z.f.announced())
+		z.f.client("homeassistant/status", "online")
+		wantLines(t, z.f.announced(), "gateway gone", "grid gone")
+		z.f.client("homeassistant/status", "online")
+		wantLines(t, z.f.announced())
+		for _, sub := range z.f.subs {
+			if sub.filter == "homeassistant/status" && !sub.off {
+				t.Error("still subscribed to what nobody needs")
+			}
+		}
+		z.stop()
 	})
 }
 
@@ -110,9 +127,17 @@ func TestPointsThatAreGoneAreTakenBack(t *testing.T) {
 			"grid power sensor, state sensor, relay1 binary_sensor, energy sensor",
 			"pumps relay2 binary_sensor gone, limit number gone, relay1 switch",
 			"pumps relay1 switch")
+		if err := x.Update(same(live)); err != nil {
+			t.Fatal(err)
+		}
+		wantComponents(t, x.f) // it is said
+		x.f.client("homeassistant/status", "online")
+		if lines := x.f.announced(); len(lines) != 6 {
+			t.Errorf("after a start of Home Assistant %v are announced, want 4 and what two devices lost", lines)
+		}
 		x.f.client("homeassistant/status", "online")
 		if lines := x.f.announced(); len(lines) != 4 {
-			t.Errorf("after a start of Home Assistant %v are announced, want 4: what is gone is gone", lines)
+			t.Errorf("after another start %v are announced, want 4", lines)
 		}
 		x.stop()
 
@@ -130,7 +155,43 @@ func TestPointsThatAreGoneAreTakenBack(t *testing.T) {
 		if n := len(lines); n != 5 {
 			t.Errorf("%d announcements, want 5", n)
 		}
+		y.f.client("homeassistant/status", "online")
+		if again := y.f.components(); !slices.Equal(again, lines) {
+			t.Errorf("after the return of Home Assistant\n%s\nwant the same as at the start\n%s", strings.Join(again, "\n"), strings.Join(lines, "\n"))
+		}
 		y.stop()
+	})
+}
+
+// TestWhatIsGoneIsBounded: without Home Assistant nobody asks for what is gone.
+func TestWhatIsGoneIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, memory := running(), newFakeMemory()
+		o.Memory = memory
+		cfg := testConfig()
+		cfg.HomeAssistant = config.HomeAssistant{Discovery: true, Prefix: "homeassistant"}
+		x := start(t, cfg, o)
+		for i := range mostGone + 10 {
+			next := same(cfg)
+			next.Devices["grid"].Points[0].Name = fmt.Sprint("p", i)
+			pumps := next.Devices["pumps"]
+			delete(next.Devices, "pumps")
+			pumps.Name = fmt.Sprintf("pumps%03d", i)
+			next.Devices[pumps.Name] = pumps
+			if err := x.Update(next); err != nil {
+				t.Fatal(err)
+			}
+		}
+		x.stop()
+		raw, _ := memory.Load(knownKey)
+		var k known
+		if err := json.Unmarshal(raw, &k); err != nil {
+			t.Fatal(err)
+		}
+		grid := k.Discovery["homeassistant/device/busgate_plant-a_grid/config"]
+		if len(k.Discovery) != 4+mostGone || len(grid) != 5+mostGone || grid[5] != "sensor p264" || grid[len(grid)-1] != "sensor p9" {
+			t.Errorf("%d topics and %d components of one are kept, gone %q to %q; want %d, %d, p264 to p9", len(k.Discovery), len(grid), grid[5], grid[len(grid)-1], 4+mostGone, 5+mostGone)
+		}
 	})
 }
 

@@ -182,7 +182,8 @@ func (s *site) announce(device string, a announcement) Announcement {
 	a.Origin = origin{Name: software, Version: s.from.Version, URL: s.from.URL}
 	a.Mode, a.QoS = "all", 1
 	a.State = s.base + "/" + device + "/state"
-	out := Announcement{Topic: s.cfg.HomeAssistant.Prefix + "/device/" + s.id(device) + "/config", Payload: encode(a), whole: a}
+	out := Announcement{Topic: s.cfg.HomeAssistant.Prefix + "/device/" + s.id(device) + "/config", Payload: encode(a),
+		Components: []string{}, whole: a}
 	for _, c := range a.Components {
 		out.Components = append(out.Components, c.Platform+" "+c.key)
 	}
