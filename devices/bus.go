@@ -35,7 +35,7 @@ type bus struct {
 	cancel  context.CancelFunc
 	started bool
 	mail    []*config.Device // a new list of devices; nil: none
-	asked   map[string]bool  // devices to read once
+	asked   map[string]bool  // devices to read once; nil: none
 	queue   []*job
 	refused uint64
 	guests  []*visit
@@ -65,7 +65,7 @@ type bus struct {
 
 func newBus(f *Fleet, cfg *config.Bus, devs []*config.Device) *bus {
 	b := &bus{fleet: f, name: cfg.Name, cfg: cfg, driver: f.o.Drivers[cfg.Protocol], log: f.o.Log.With("bus", cfg.Name),
-		wake: make(chan struct{}, 1), done: make(chan struct{}), asked: map[string]bool{}, tap: &Tap{}}
+		wake: make(chan struct{}, 1), done: make(chan struct{}), tap: &Tap{}}
 	now := time.Now()
 	b.born, b.epoch, b.accrued, b.allowed = now, now, now, probeSaved
 	b.load = newLoad(now)
@@ -117,6 +117,9 @@ func (b *bus) deliver(devs []*config.Device) {
 
 func (b *bus) refresh(device string) {
 	b.mu.Lock()
+	if b.asked == nil {
+		b.asked = map[string]bool{}
+	}
 	b.asked[device] = true
 	b.mu.Unlock()
 	b.poke()
@@ -181,10 +184,7 @@ func (b *bus) close() {
 func (b *bus) readMail(ctx context.Context) {
 	b.mu.Lock()
 	mail, asked := b.mail, b.asked
-	b.mail = nil
-	if len(asked) > 0 {
-		b.asked = map[string]bool{}
-	}
+	b.mail, b.asked = nil, nil
 	b.mu.Unlock()
 	now := time.Now()
 	if mail != nil {
