@@ -20,8 +20,8 @@ func (b *Broker) attach(c *conn, p *packet.Connect, expiry time.Duration) (prese
 		persistent = !p.CleanStart
 	}
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.stopped {
-		b.mu.Unlock()
 		return false, errStopping
 	}
 	s := b.sessions[c.id]
@@ -33,25 +33,13 @@ func (b *Broker) attach(c *conn, p *packet.Connect, expiry time.Duration) (prese
 			s = nil
 		}
 	}
-	b.mu.Unlock()
-	if s == nil {
-		if err := b.inherited(c.id); err != nil {
+	if present = s != nil; !present {
+		if s, err = b.beginLocked(c.id, persistent); err != nil {
 			return false, err
 		}
 	}
-	present = s != nil
-	consumer := ConsumerID(0)
-	if s == nil && persistent {
-		set := b.set.Load()
-		if consumer, err = b.store.Register(sessionName(c.id), set.sessionOptions()); err != nil {
-			return false, err
-		}
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if s == nil {
-		s = newSession(b, c.id, consumer)
-		b.sessions[c.id] = s
+	if s.user != c.user {
+		b.subs.forget() // its rights are those of the new user
 	}
 	s.user, s.version, s.expiry, s.will = c.user, c.version, expiry, willOf(p)
 	s.left, s.willAt, s.expireAt = time.Time{}, time.Time{}, time.Time{}
@@ -64,6 +52,28 @@ func (b *Broker) attach(c *conn, p *packet.Connect, expiry time.Duration) (prese
 		return present, nil
 	}
 	return present, b.saveLocked(s)
+}
+
+// beginLocked makes the session of an id that has none. core.mu is released while
+// it waits for what an older one left, and for the store.
+func (b *Broker) beginLocked(id string, persistent bool) (*session, error) {
+	b.mu.Unlock()
+	consumer, err := b.register(id, persistent)
+	b.mu.Lock()
+	if err != nil {
+		return nil, err
+	}
+	s := newSession(b, id, consumer)
+	b.sessions[id] = s
+	return s, nil
+}
+
+// register makes the consumer of a persistent session; a volatile one has none.
+func (b *Broker) register(id string, persistent bool) (ConsumerID, error) {
+	if err := b.inherited(id); err != nil || !persistent {
+		return 0, err
+	}
+	return b.store.Register(sessionName(id), b.set.Load().sessionOptions())
 }
 
 // saveLocked writes the session and waits for the flush with core.mu released.

@@ -98,6 +98,7 @@ type conn struct {
 	slotBytes int
 	open      map[uint16]struct{} // inbound QoS 1 and 2 that are not completed, 5.0
 	ready     bool                // CONNACK is queued: messages may follow
+	granted   bool                // a SUBACK is in ctl
 	dirty     bool                // there may be output
 	writing   bool                // the writer runs
 	parked    bool                // the reader waits
@@ -277,6 +278,7 @@ func (c *conn) kick(e *ending) bool {
 	}
 	c.kicked = e
 	c.nc.SetReadDeadline(time.Unix(1, 0))
+	c.nc.SetWriteDeadline(time.Now().Add(farewellTime)) // the reader may be in a write, or wait for one (WebSocket)
 	c.cond.Broadcast()
 	return true
 }

@@ -30,6 +30,7 @@ func (c *conn) handshake() error {
 		limit += shakeTime
 	}
 	c.setReadDeadline(time.Now().Add(limit))
+	c.nc.SetWriteDeadline(time.Now().Add(limit)) // TLS and WebSocket write while they read
 	h, body, err := c.packet(connectSize)
 	var bad *packet.Error
 	switch {
@@ -194,10 +195,10 @@ func (c *conn) enter(p *packet.Connect) error {
 	if c.maxOut > 0 && len(answer) > c.maxOut { // [MQTT-3.1.2-24]
 		return &ending{text: fmt.Sprintf("takes packets of %d bytes only", c.maxOut)}
 	}
+	answer = c.sess.owed(answer, c.version)
 	c.mu.Lock()
 	c.ctl = append(c.ctl, answer...)
 	c.b.n.answers.Add(1)
-	c.ctl = c.sess.owed(c.ctl, c.version)
 	c.ready = true
 	kicked := c.kicked
 	c.mu.Unlock()

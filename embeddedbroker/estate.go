@@ -115,7 +115,7 @@ func (b *Broker) bequeath(shares []string, m *Message) bool {
 	}
 	for {
 		b.mu.Lock()
-		_, err := b.give(&spare{group: shares[i], msg: m}, false, &b.rel)
+		err := b.give(&spare{group: shares[i], msg: m}, false)
 		b.mu.Unlock()
 		switch {
 		case err == nil:

@@ -10,10 +10,12 @@ func TestPacketIDsWrap(t *testing.T) {
 	r := start(t, NewMemory())
 	c := r.connect(packet.V311, "c", persistent)
 	c.subscribe("t", 1)
-	s := r.b.sessions["c"]
+	s := r.server("c").sess
+	r.b.mu.Lock()
 	s.mu.Lock()
 	s.nextOrd = 65530
 	s.mu.Unlock()
+	r.b.mu.Unlock()
 	p := r.connect(packet.V311, "pub")
 	want := uint16(65530)
 	var held []*packet.Publish
@@ -134,9 +136,12 @@ func TestBehindSessionReadsFromTheStoreAndCatchesUp(t *testing.T) {
 	for i := range 1000 {
 		p.publish("t", n("", i), 1, 1)
 	}
-	if q := r.b.sessions["c"].q.len(); q > ramMessages {
+	s := r.server("c").sess
+	s.mu.Lock()
+	if q := s.q.len(); q > ramMessages {
 		t.Errorf("%d messages in memory", q)
 	}
+	s.mu.Unlock()
 	for i := range 1000 {
 		c.take("t", n("", i))
 	}
@@ -144,7 +149,6 @@ func TestBehindSessionReadsFromTheStoreAndCatchesUp(t *testing.T) {
 	p.publish("t", "live", 1, 1)
 	c.take("t", "live")
 	c.ping()
-	s := r.b.sessions["c"]
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.behind {

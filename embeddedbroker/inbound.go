@@ -208,23 +208,26 @@ func (c *conn) repeated(pid uint16) bool {
 	if !open {
 		return false
 	}
-	c.barrier(c.reserve(packet.PUBREC, pid, 0), nil)
+	sl := c.reserve(packet.PUBREC, pid, 0)
+	if s.consumer == 0 {
+		sl.fill(0)
+		return true
+	}
+	c.b.mu.Lock()
+	defer c.b.mu.Unlock()
+	c.barrierLocked(sl, nil)
 	return true
 }
 
-// barrier lets an answer go when everything before it is on disk, ops included.
-// Volatile sessions wait for nothing.
-func (c *conn) barrier(sl *slot, ops []Op) {
-	if c.sess.consumer == 0 {
-		sl.fill(0)
-		return
-	}
-	c.b.mu.Lock()
+// barrierLocked lets an answer to a persistent session go when everything before
+// it is on disk, ops included; false: they cannot be kept and the connection
+// ends. core.mu is held.
+func (c *conn) barrierLocked(sl *slot, ops []Op) bool {
 	err := c.b.store.Append(&Entry{Ops: ops, Wait: true, Done: sl})
-	c.b.mu.Unlock()
 	if err != nil {
 		c.kick(&ending{code: refusal(err), text: "its session cannot be kept: " + err.Error()})
 	}
+	return err == nil
 }
 
 // route gives the message to the router and lets the answer go when it may.

@@ -362,3 +362,49 @@ func TestOrdinals(t *testing.T) {
 		}
 	}
 }
+
+// A users file that is read again while Update brings another configuration does
+// not bring back the former one.
+func TestUsersThatAreReadAgainUndoNoUpdate(t *testing.T) {
+	path := usersFile(t, "joe:"+HashPassword([]byte("secret"), 1))
+	r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.Users = path })
+	old := r.b.set.Load()
+	fresh, err := newSettings(old.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := old.cfg
+	cfg.MaxClients = 7
+	if err := r.b.Update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	if r.b.replace(old, fresh) || r.b.set.Load().cfg.MaxClients != 7 {
+		t.Error("the former configuration is back")
+	}
+	if now := r.b.set.Load(); !r.b.replace(now, fresh) || r.b.set.Load() != fresh {
+		t.Error("the users are not read again")
+	}
+}
+
+// Who takes a session over reads with rights of its own, also what the user before
+// was judged for a moment ago.
+func TestSessionOfAnotherUser(t *testing.T) {
+	rules := map[string][]config.Rule{"joe": {{Verb: "read", Filter: "#"}}, "ann": {{Verb: "read", Filter: "open"}}}
+	r := start(t, NewMemory(), func(c *config.Broker, _ *Options) { c.ACL = rules })
+	as := func(user string) option { return func(p *packet.Connect) { p.HasUser, p.User = true, user } }
+	c := r.connect(packet.V311, "c", persistent, as("joe"))
+	c.subscribe("#", 0)
+	l := r.b.Local("x")
+	say := func() {
+		l.Publish(&Message{Topic: "secret"}, nil)
+		l.Publish(&Message{Topic: "open"}, nil)
+	}
+	say()
+	c.receive("secret", "")
+	c.receive("open", "")
+	c = r.connect(packet.V311, "c", persistent, as("ann"))
+	say()
+	c.receive("open", "")
+	c.ping()
+	c.silent()
+}

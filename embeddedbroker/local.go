@@ -70,7 +70,7 @@ func (d localDone) Committed(seq Seq, err error) {
 
 // Subscribe calls f for each matching message, in order, one call at a time, on
 // a goroutine of the subscription. Retained messages come first. Message.Retain
-// is as published. After cancel returns no new call begins. At most 1024
+// is as published. After cancel returns one call that was due may still run. At most 1024
 // messages wait: at qos 0 a newer one takes the place of an older one of its
 // topic, else of the oldest; at qos 1 and 2 nothing is dropped that can be
 // refused: a LAN publisher at QoS 1 or 2 is answered as by a full store.
@@ -110,6 +110,7 @@ type localSub struct {
 
 	mu      sync.Mutex
 	q       queue[localItem]
+	waits   Seq // what the releaser was asked for
 	running bool
 	closed  bool
 }
@@ -176,7 +177,14 @@ func (l *localSub) wake() {
 // holdLocked says whether the front has to wait, and sees to it that wake is called.
 func (l *localSub) holdLocked() bool {
 	wait := l.q.at(0).wait
-	return wait > l.b.rel.released() && l.b.rel.await(wait, l)
+	if wait <= l.b.rel.released() {
+		return false
+	}
+	if l.waits == wait { // one entry at the releaser, however much is pushed meanwhile
+		return wait > l.b.rel.released()
+	}
+	l.waits = wait
+	return l.b.rel.await(wait, l)
 }
 
 func (l *localSub) run() {

@@ -232,3 +232,35 @@ func TestQueueFullPolicies(t *testing.T) {
 		r.stop()
 	}
 }
+
+// However much comes while a subscription waits for the disk, the releaser is asked
+// to wake it once.
+func TestWaitingSubscriptionAsksOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFaulty()
+		r := start(t, f)
+		l := r.b.Local("x")
+		if _, err := l.Consumer("cloud", []string{"t"}, nil); err != nil {
+			t.Fatal(err)
+		}
+		var in inbox
+		l.Subscribe("#", 0, in.take)
+		f.set(func(f *faulty) { f.hold = true })
+		l.Publish(&Message{Topic: "t", QoS: 1, Payload: []byte("held")}, newDone())
+		const more = 3 * localQueue
+		for i := range more {
+			l.Publish(&Message{Topic: "u", Payload: []byte(fmt.Sprint(i))}, nil)
+		}
+		r.b.rel.mu.Lock()
+		if n := len(r.b.rel.waiting); n != 1 {
+			t.Errorf("%d wait for the flush", n)
+		}
+		r.b.rel.mu.Unlock()
+		f.flush()
+		synctest.Wait()
+		got := in.all()
+		if len(got) != localQueue || got[0] != "t=held false" || got[len(got)-1] != fmt.Sprintf("u=%d false", more-1) {
+			t.Errorf("%d messages, from %s to %s", len(got), got[0], got[len(got)-1])
+		}
+	})
+}

@@ -56,6 +56,9 @@ func (s *session) read(c *conn, from, last Seq, room int) bool {
 			s.sent = max(s.sent, d.Seq)
 		}
 		it.dup = d.Seq <= s.sent
+		if d.Seq > released { // on disk, but what came before it is not told yet
+			it.wait = d.Seq
+		}
 		s.enqueueLocked(it, int(size(d.Msg))+64)
 	}
 	s.cursor = max(s.cursor, w.Next)

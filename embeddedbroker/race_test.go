@@ -168,7 +168,7 @@ func TestStormOfClients(t *testing.T) {
 				for i := range 5 {
 					c.try(&packet.Publish{Topic: []byte(n("t/", rnd.IntN(50))), QoS: byte(1 + i%2), PID: uint16(i + 1), Payload: []byte("x")})
 				}
-				for range rnd.IntN(10) {
+				for range rnd.IntN(7) { // SUBACK and five answers come in any case
 					if p, ok := c.poll(); !ok {
 						break
 					} else if m, is := p.(*packet.Publish); is && m.QoS > 0 {

@@ -28,6 +28,9 @@ func (r *releaser) time(seq Seq) {
 	if r.sample.Load() == 0 {
 		r.began.Store(time.Now().UnixNano())
 		r.sample.Store(uint64(seq))
+		if seq <= r.released() { // it was faster
+			r.sample.CompareAndSwap(uint64(seq), 0)
+		}
 	}
 }
 
@@ -68,9 +71,9 @@ func (r *releaser) advance(seq Seq) {
 	if seq <= r.released() {
 		return
 	}
-	r.timed(seq)
 	r.mu.Lock()
 	r.seq.Store(uint64(seq))
+	r.timed(seq)
 	var up []waker
 	for len(r.waiting) > 0 && r.waiting[0].seq <= seq {
 		up = append(up, heap.Pop(&r.waiting).(waiting).w)

@@ -66,7 +66,7 @@ func (r *retained) set(m *Message, seq Seq, stored bool) {
 		r.bytes -= size(n.msg)
 		r.count--
 	}
-	n.msg, n.seq, n.stored = m, seq, stored
+	n.msg, n.seq, n.stored = m, seq, stored || n.stored && n.msg != nil // an older one may be on disk
 	r.bytes += size(m)
 	r.count++
 }

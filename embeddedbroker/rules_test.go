@@ -290,3 +290,30 @@ func TestRouteCacheIsBounded(t *testing.T) {
 		t.Errorf("%d wishes in %d routes", tr.wishes, len(tr.routes))
 	}
 }
+
+// A retained message that is on disk stays known as such when its successor is not
+// kept there: deleted is deleted, also after a restart.
+func TestDeletedRetainedMessageStaysDeleted(t *testing.T) {
+	f := newFaulty()
+	r := start(t, f)
+	if _, err := r.b.Local("bridge").Consumer("cloud", []string{"t"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	p := r.connect(packet.V5, "pub")
+	keep := func(payload string, qos byte) {
+		p.send(&packet.Publish{Topic: []byte("t"), Retain: true, Payload: []byte(payload), QoS: qos, PID: uint16(qos)})
+	}
+	keep("old", 1)
+	p.acked(packet.PUBACK, 1)
+	f.set(func(f *faulty) { f.refuse = ErrFull })
+	keep("new", 0)
+	p.ping()
+	f.set(func(f *faulty) { f.refuse = nil })
+	keep("", 1)
+	p.acked(packet.PUBACK, 1)
+	r.stop()
+	r = start(t, f)
+	if got := r.b.Retained("t"); len(got) != 0 {
+		t.Errorf("%q is back", got[0].Payload)
+	}
+}

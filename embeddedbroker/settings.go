@@ -63,6 +63,22 @@ func (s *settings) sessionOptions() ConsumerOptions {
 func (b *Broker) apply(set *settings) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.applyLocked(set)
+}
+
+// replace is apply for settings that were made from others; false: those are the
+// current ones no more, and what has replaced them stays.
+func (b *Broker) replace(old, set *settings) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.set.Load() != old {
+		return false
+	}
+	b.applyLocked(set)
+	return true
+}
+
+func (b *Broker) applyLocked(set *settings) {
 	b.set.Store(set)
 	b.subs.forget()
 	if set.users == nil {

@@ -69,22 +69,22 @@ func (s *session) sparesLocked() (out []spare) {
 // redistribute gives spares to other members of their groups.
 func (b *Broker) redistribute(list []spare) {
 	for i := range list {
-		if _, err := b.give(&list[i], false, &b.rel); err != nil {
+		if err := b.give(&list[i], false); err != nil {
 			b.n.droppedFull.Add(1)
 		}
 	}
 }
 
-// give sends a spare by an entry of its own; 0: nothing was written. core.mu is held.
-func (b *Broker) give(sp *spare, wait bool, done Completion) (Seq, error) {
+// give sends a spare by an entry of its own. core.mu is held.
+func (b *Broker) give(sp *spare, wait bool) error {
 	g := b.subs.groups[sp.group]
 	if g == nil {
-		return 0, nil // the last member has left
+		return nil // the last member has left
 	}
 	m := sp.to
 	if m == nil {
 		if m = g.pick(sp.msg.Topic); m == nil {
-			return 0, nil
+			return nil
 		}
 	}
 	pl := &b.plan
@@ -92,13 +92,13 @@ func (b *Broker) give(sp *spare, wait bool, done Completion) (Seq, error) {
 	want := grant{}
 	want.add(m)
 	if err := b.planOne(&publication{msg: sp.msg, wait: wait}, m.sess, &want, g, b.set.Load().cfg.QueueFull); err != nil {
-		return 0, err
+		return err
 	}
-	e := Entry{Msg: sp.msg, Ops: pl.ops, Targets: pl.targets, Wait: wait || pl.exact, Done: done}
+	e := Entry{Msg: sp.msg, Ops: pl.ops, Targets: pl.targets, Wait: wait || pl.exact, Part: sp.to != nil, Done: &b.rel}
 	written := len(pl.targets) > 0
 	if written {
 		if err := b.store.Append(&e); err != nil {
-			return 0, err
+			return err
 		}
 	}
 	held := Seq(0)
@@ -106,30 +106,24 @@ func (b *Broker) give(sp *spare, wait bool, done Completion) (Seq, error) {
 		held = e.Seq
 	}
 	b.handOver(&route{}, sp.msg, e.Seq, held, written)
-	return e.Seq, nil
+	return nil
 }
 
-// sendCopies sends the second copies of a publication. The last of them takes
-// its completion: the answer leaves when all are on disk.
+// sendCopies sends the second copies of a publication, whose first entry is
+// kept: what cannot be is counted. The answer leaves when all are on disk.
 func (b *Broker) sendCopies(o *origin, p *publication) (waiting bool, err error) {
-	list := slices.Clone(b.plan.copies) // give makes plans of its own
-	for i := range list {
-		done := Completion(&b.rel)
-		if last := i == len(list)-1; last && p.wait && p.done != nil {
-			done, waiting = p.done, true
-		}
-		seq, err := b.give(&list[i], p.wait, done)
-		switch {
-		case err != nil && p.wait:
-			return false, err
-		case err != nil:
+	for _, sp := range slices.Clone(b.plan.copies) { // give makes plans of its own
+		if b.give(&sp, p.wait) != nil {
 			b.n.droppedFull.Add(1)
-		case p.wait:
-			o.last = max(o.last, seq)
-		}
-		if seq == 0 {
-			waiting = false
 		}
 	}
-	return waiting, nil
+	if !p.wait || p.done == nil {
+		return false, nil
+	}
+	e := Entry{Wait: true, Done: p.done}
+	if err := b.store.Append(&e); err != nil {
+		return false, err
+	}
+	o.last = e.Seq
+	return true, nil
 }

@@ -60,13 +60,20 @@ func (c *conn) reserve(typ packet.Type, pid uint16, bytes int) *slot {
 
 // Committed fills the slot; it runs on the committer. The writer that is started
 // last runs first: who waits for the answer has more to send, and may do so
-// while the deliveries are written.
+// while the deliveries are written. But SUBACK is there before the retained
+// messages that follow it.
 func (s *slot) Committed(seq Seq, err error) {
-	s.c.b.rel.advance(seq)
+	rel, first := &s.c.b.rel, s.raw != nil
+	if !first {
+		rel.advance(seq)
+	}
 	if err != nil {
 		s.refuse(err)
 	} else {
 		s.fill(s.code)
+	}
+	if first {
+		rel.advance(seq)
 	}
 }
 
@@ -110,6 +117,7 @@ func (c *conn) popSlotsLocked() bool {
 		answers++
 		if s.raw != nil {
 			c.ctl = append(c.ctl, s.raw...)
+			c.granted = true
 			continue
 		}
 		c.answeredLocked(s.typ, s.pid, s.code)

@@ -79,6 +79,7 @@ type Entry struct {
 	Msg     *Message   // nil for a pure change of state
 	Targets []Target   // no consumer twice
 	Wait    bool       // somebody waits for the flush: commit now
+	Part    bool       // of the publication whose first entry was kept: never ErrBusy
 	Done    Completion // nil: nobody asks
 	Seq     Seq        // set by Append
 }

@@ -124,10 +124,12 @@ func (c *conn) subscribe(asked []*sub, sl *slot) {
 		}
 		s.subs[v.Filter] = v
 		b.subs.add(v)
-		ops = append(ops, SaveSubscription{Client: s.id, Subscription: v.Subscription})
+		if s.consumer != 0 {
+			ops = append(ops, SaveSubscription{Client: s.id, Subscription: v.Subscription})
+		}
 	}
 	after := Seq(0)
-	if s.consumer == 0 {
+	if s.consumer == 0 && c.nothingBefore(sl) {
 		sl.fill(0)
 	} else {
 		e := Entry{Ops: ops, Wait: true, Done: sl}
@@ -142,6 +144,13 @@ func (c *conn) subscribe(asked []*sub, sl *slot) {
 			b.sendRetained(s, v, after)
 		}
 	}
+}
+
+// nothingBefore says whether no answer waits in front of that of sl.
+func (c *conn) nothingBefore(sl *slot) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.slots.first == sl
 }
 
 // sendRetained queues the retained messages of a new subscription, in topic

@@ -311,3 +311,19 @@ func TestSysIsPublishedWhenItChanges(t *testing.T) {
 		}
 	})
 }
+
+// A commit that was faster than the publisher is not timed until the next one.
+func TestCommitTimeOfAFastStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory()) // which commits in Append
+		c := r.connect(packet.V311, "c", persistent)
+		c.subscribe("t", 1)
+		for i := range 3 {
+			c.publish2("t", n("", i))
+			nap(time.Hour)
+		}
+		if d := time.Duration(r.b.rel.average.Load()); d != 0 {
+			t.Errorf("a commit takes %v", d)
+		}
+	})
+}

@@ -234,6 +234,7 @@ func (b *Broker) watchUsers() {
 		b.log.Error("broker: the changed users file is not usable, the old users stay", "err", err)
 		return
 	}
-	b.log.Info("broker: users read again", "users", len(fresh.users.byName))
-	b.apply(fresh)
+	if b.replace(set, fresh) { // else Update has read them
+		b.log.Info("broker: users read again", "users", len(fresh.users.byName))
+	}
 }

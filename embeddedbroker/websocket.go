@@ -72,8 +72,11 @@ type wsConn struct {
 	err    error
 
 	mu     sync.Mutex // over each frame that goes out
-	closed bool       // a close frame was sent
+	closed bool       // no frame follows: a close frame was sent, or a part of one
 	head   []byte
+
+	limit sync.Mutex // after mu
+	until time.Time  // the write deadline
 }
 
 // Read gives payload bytes of binary messages [MQTT-6.0.0-2].
@@ -166,7 +169,7 @@ func (w *wsConn) control(op byte, size, n int, mask [4]byte) error {
 	w.in.Discard(size + n)
 	switch op {
 	case wsPing:
-		return w.send(wsPong, body)
+		return w.pong(body)
 	case wsPong:
 		return nil
 	case wsClose:
@@ -212,6 +215,30 @@ func (w *wsConn) send(op byte, p []byte) error {
 	return w.sendLocked(op, p)
 }
 
+// SetWriteDeadline may be called at any time.
+func (w *wsConn) SetWriteDeadline(t time.Time) error {
+	w.limit.Lock()
+	defer w.limit.Unlock()
+	w.until = t
+	return w.Conn.SetWriteDeadline(t)
+}
+
+// pong answers a ping: where the last deadline is over, because there was nothing
+// to send since then, with one of its own.
+func (w *wsConn) pong(body []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return net.ErrClosed
+	}
+	w.limit.Lock()
+	if now := time.Now(); !now.Before(w.until) {
+		w.Conn.SetWriteDeadline(now.Add(writeTime))
+	}
+	w.limit.Unlock()
+	return w.sendLocked(wsPong, body)
+}
+
 // sendLocked writes head and payload in one go: on TLS each write is a record.
 func (w *wsConn) sendLocked(op byte, p []byte) error {
 	b := append(w.head[:0], 0x80|op)
@@ -228,6 +255,7 @@ func (w *wsConn) sendLocked(op byte, p []byte) error {
 		w.head = b
 	}
 	_, err := w.Conn.Write(b)
+	w.closed = w.closed || err != nil
 	return err
 }
 

@@ -3,6 +3,7 @@ package embeddedbroker
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"busgate/config"
@@ -263,4 +265,105 @@ func FuzzWebSocket(f *testing.F) {
 			}
 		}
 	})
+}
+
+// knock opens a WebSocket in a bubble.
+func (r *rig) knock() *wsClient {
+	r.t.Helper()
+	l := newPipeListener()
+	r.wg.Go(func() { r.b.Serve(context.Background(), NewWebSocketListener(l, 1000)) })
+	a, b := net.Pipe()
+	l.conns <- b
+	fmt.Fprint(a, "GET /mqtt HTTP/1.1\r\nHost: plant\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"+
+		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n")
+	w := &wsClient{Conn: a, in: bufio.NewReader(a)}
+	if resp, err := http.ReadResponse(w.in, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		r.t.Fatal(resp, err)
+	}
+	r.t.Cleanup(func() { a.Close() })
+	return w
+}
+
+// login sends CONNECT and waits for its answer.
+func (w *wsClient) login(t *testing.T, keep uint16) {
+	t.Helper()
+	w.Write((&packet.Connect{Version: packet.V311, ClientID: "ws", CleanStart: true, KeepAlive: keep}).Append(nil, 0))
+	var ack [4]byte
+	if _, err := io.ReadFull(w, ack[:]); err != nil || ack != [4]byte{0x20, 2} {
+		t.Fatalf("% x %v", ack, err)
+	}
+}
+
+// A ping is answered however long nothing was sent before it.
+func TestPingAfterALongSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		w := r.knock()
+		w.login(t, 0)
+		for range 3 {
+			nap(time.Hour)
+			w.frame(wsPing, true, []byte("x"))
+			op, n, err := w.head()
+			if err != nil || op != wsPong {
+				t.Fatalf("opcode %d %v, want a pong", op, err)
+			}
+			io.CopyN(io.Discard, w.in, int64(n))
+		}
+	})
+}
+
+// A client that asks for pongs and reads none is not in the way: neither before its
+// CONNECT, nor when it is to end.
+func TestPingsOfAClientThatDoesNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		w := r.knock()
+		go w.frame(wsPing, true, nil)
+		nap(connectTime + shakeTime + farewellTime)
+		if n := r.waiting(); n != 0 {
+			t.Errorf("%d wait for ever to say CONNECT", n)
+		}
+		w = r.knock()
+		w.login(t, 65535) // it may be silent for a day
+		go w.frame(wsPing, true, nil)
+		synctest.Wait()
+		began := time.Now()
+		r.b.DropSession("ws")
+		for r.b.gate.inside() > 0 && time.Since(began) < time.Hour {
+			nap(time.Second)
+		}
+		if d := time.Since(began); d > 2*farewellTime {
+			t.Errorf("gone after %v", d)
+		}
+	})
+}
+
+// Who is to end gets no more than a moment for a write that is under way: the
+// reader of a WebSocket may wait for it.
+func TestEndOfAWriteThatNobodyTakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		a, b := net.Pipe()
+		defer a.Close()
+		c := newConn(r.b, b)
+		began, ended := time.Now(), time.Duration(0)
+		go func() {
+			b.Write([]byte("x"))
+			ended = time.Since(began)
+		}()
+		synctest.Wait()
+		c.kick(&ending{})
+		nap(time.Hour)
+		if b.Close(); ended != farewellTime {
+			t.Errorf("the write ended after %v", ended)
+		}
+		synctest.Wait()
+	})
+}
+
+// inside is how many clients were let in and are not gone.
+func (g *gatekeeper) inside() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.clients
 }

@@ -2,6 +2,7 @@ package embeddedbroker
 
 import (
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 )
@@ -31,18 +32,19 @@ func (c *conn) write() {
 	buf := *own
 	for {
 		c.mu.Lock()
-		c.dirty = false
+		c.dirty, c.granted = false, false
 		buf = append(buf[:0], c.ctl...)
 		if c.ctl = c.ctl[:0]; cap(c.ctl) > 4096 {
 			c.ctl = nil
 		}
-		ready := c.ready && c.kicked == nil
+		ready, answers := c.ready && c.kicked == nil, len(buf)
 		c.mu.Unlock()
 		if ready {
 			buf = c.sess.fill(c, buf)
 		}
 		if len(buf) > 0 {
-			if err := c.send(buf); err != nil {
+			var err error
+			if buf, err = c.send(buf, answers); err != nil {
 				c.broken(err)
 				break
 			}
@@ -65,11 +67,16 @@ func (c *conn) write() {
 	}
 }
 
-// send writes one buffer under the write deadline, which is moved at most once
-// a second.
-func (c *conn) send(buf []byte) error {
+// send writes one buffer, of which the first bytes are answers, under the write
+// deadline, which is moved at most once a second. A SUBACK that came while the
+// messages were collected leaves before them: its retained ones may be among them.
+func (c *conn) send(buf []byte, answers int) ([]byte, error) {
 	now := time.Now()
 	c.mu.Lock()
+	if c.granted && c.kicked == nil {
+		buf = slices.Insert(buf, answers, c.ctl...)
+		c.ctl, c.granted = c.ctl[:0], false
+	}
 	if limit := max(writeTime, c.keep); c.kicked == nil && c.deadline.Sub(now) < limit {
 		c.deadline = now.Add(limit + time.Second)
 		c.nc.SetWriteDeadline(c.deadline)
@@ -77,7 +84,7 @@ func (c *conn) send(buf []byte) error {
 	c.mu.Unlock()
 	n, err := c.nc.Write(buf)
 	c.b.n.sentAll.Add(uint64(n))
-	return err
+	return buf, err
 }
 
 // broken ends a connection whose socket takes nothing more. A part may have

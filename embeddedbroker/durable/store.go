@@ -175,7 +175,7 @@ func (d *Store) consumer(id embeddedbroker.ConsumerID) *buffer.Consumer {
 func (d *Store) Append(e *embeddedbroker.Entry) error {
 	size := int64(0)
 	if e.Msg != nil {
-		if d.pending.Load() > maxPending {
+		if d.pending.Load() > maxPending && !e.Part {
 			return embeddedbroker.ErrBusy
 		}
 		size = int64(len(e.Msg.Topic) + len(e.Msg.Payload) + len(e.Msg.Props))
