@@ -64,7 +64,7 @@ func (c *Consumer) repeat(h *header, gen uint64, want []lease) ([]Record, error)
 			return nil, s.damaged(h, err)
 		}
 		s.mu.Lock()
-		k.boot = s.boots[int64(h.boot)]
+		k.boot = s.bootLocked(h.boot)
 		s.mu.Unlock()
 		i := 0
 		err = new(mark).walk(h, raw, c.slot, want[0].seq, func(v *view) bool {

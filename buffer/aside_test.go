@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -106,6 +107,45 @@ func TestNewFileFailsAfterPuttingAside(t *testing.T) {
 		}
 		if got := drained(t, up); !slices.Equal(got, upTo(damageRecords)[10:]) {
 			t.Errorf("%d records: %v", len(got), got)
+		}
+		shut(t, s)
+	})
+	bubble(t, "while running", func(t *testing.T) {
+		path := filepath.Join(shm(t), "b.db")
+		var broken atomic.Bool
+		sys := quiet()
+		sys.exec = func(string) error {
+			if sets, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "b.damaged-*.db")); broken.Load() && len(sets) > 0 {
+				return errors.New("the disk says no")
+			}
+			return nil
+		}
+		s := open(t, path, Options{sys: sys})
+		up := consumer(t, s, "up", ConsumerOptions{Stream: "up", Window: 1024})
+		f := filler{s: s, to: []*Consumer{up}, lane: LaneLive}
+		f.add(t, 10, 10)
+		zeroRoot(t, s)
+		broken.Store(true)
+		k := s.Append(f.records(1))
+		synctest.Wait()
+		if st := s.Stats(); st.State != "read-only" {
+			t.Error(st.State)
+		}
+		broken.Store(false)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if st := s.Stats(); st.State != "ok" {
+			t.Fatal("the disk is back, and the state is ", st.State)
+		}
+		wait(t, k)
+		s.rescues.Wait()
+		if err := s.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		got := drained(t, up)
+		slices.Sort(got)
+		if !slices.Equal(got, upTo(f.n)) {
+			t.Errorf("%d records of %d: %v", len(got), f.n, got)
 		}
 		shut(t, s)
 	})

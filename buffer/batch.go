@@ -139,6 +139,8 @@ func (s *Store) queuedLocked(n int, wait bool) {
 	if b.entries == 0 {
 		b.began = time.Now()
 		signal(s.wake)
+	} else if s.state == stateReadOnly { // what is left of it made no plan for records
+		signal(s.wake)
 	}
 	b.entries += n
 	if wait {

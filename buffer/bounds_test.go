@@ -99,7 +99,10 @@ func TestDropOldest(t *testing.T) {
 			f.add(t, 150, 80)
 			if c.limits.MaxBytes != 0 {
 				s.measure()
-				if used := s.usedLocked(); used > c.limits.MaxBytes+256<<10 {
+				s.mu.Lock()
+				used := s.usedLocked()
+				s.mu.Unlock()
+				if used > c.limits.MaxBytes+256<<10 {
 					t.Errorf("%d KiB in use", used>>10)
 				}
 			}

@@ -43,8 +43,30 @@ func (s *Store) takeBatchLocked(house bool) *commit {
 	s.batch.thens = make([]func(error), 0, len(t.b.thens)) // mostly as many as before
 	s.room.Broadcast()
 	s.commitTopsLocked(t.b.tops)
-	save := house || !s.saveAt.IsZero()
+	// A row of the ledger is saved with the position of its consumer, never
+	// before or after it.
+	save := house || !s.saveAt.IsZero() || s.owing && len(t.b.save)+len(t.b.drops) > 0
 	s.saveAt = time.Time{}
+	s.takeRowsLocked(t, save, house)
+	if !house {
+		return t
+	}
+	most := trimMost
+	switch {
+	case s.closing:
+		most = len(s.trims)
+	case s.hurry:
+		most = trimHurry
+	}
+	s.hurry, s.dirtySince = false, time.Time{}
+	s.takeTrimsLocked(t, most)
+	return t
+}
+
+// takeRowsLocked adds the positions of consumers: of those that t must save,
+// and with save of all that have moved, with the ledger. With house the streams
+// go with them, too.
+func (s *Store) takeRowsLocked(t *commit, save, house bool) {
 	for _, c := range s.slots {
 		if c != nil && (t.b.save[c] || save && c.dirty) {
 			t.rows = append(t.rows, op{sqlConsumer, c.row()})
@@ -53,18 +75,18 @@ func (s *Store) takeBatchLocked(house bool) *commit {
 	}
 	for _, st := range s.streams {
 		if st.dirty && (house || !st.saved) {
-			t.rows = append(t.rows, op{sqlStream, []any{uint32(st.id), st.name, st.boot, st.last}})
+			t.rows = append(t.rows, st.row())
 			st.dirty, st.saved = false, true
 		}
 	}
-	if !house {
-		return t
+	if save {
+		s.takeLossesLocked(t)
 	}
-	most := trimMost
-	if s.hurry {
-		most = trimHurry
-	}
-	s.hurry, s.dirtySince = false, time.Time{}
+}
+
+// takeTrimsLocked adds at most so many rows to delete, and what must be saved
+// with them besides positions, ledger and streams.
+func (s *Store) takeTrimsLocked(t *commit, most int) {
 	upTo := max(t.b.last, s.head)
 	t.rows = append(t.rows, op{sqlMeta, []any{metaNextSeq, "next_seq", s.nextSeq}},
 		op{sqlMeta, []any{metaStreamsUpTo, "streams_upto", upTo}})
@@ -74,27 +96,21 @@ func (s *Store) takeBatchLocked(house bool) *commit {
 			b.dirty = false
 		}
 	}
-	s.takeLossesLocked(t)
 	n := min(len(s.trims), most)
-	if s.closing {
-		n = len(s.trims)
-	}
 	t.trims = append(t.trims, s.trims[:n]...)
 	if s.trims = s.trims[n:]; len(s.trims) > 0 {
 		s.dirtyLocked()
 	}
-	return t
 }
 
 func (s *Store) takeLossesLocked(t *commit) {
 	for _, id := range s.lossesGone {
 		t.rows = append(t.rows, op{sqlNoLoss, []any{id}})
 	}
-	s.lossesGone = nil
+	s.lossesGone, s.owing = nil, false
 	for _, l := range s.losses {
 		if l.dirty {
-			t.rows = append(t.rows, op{sqlLoss, []any{l.id, l.slot, uint32(l.stream), l.boot, l.lo, l.hi,
-				l.dropped, l.kept, l.bytes, l.reason, l.told}})
+			t.rows = append(t.rows, l.row())
 			l.dirty = false
 		}
 	}

@@ -128,9 +128,9 @@ func (s *Store) Consumer(name string, o ConsumerOptions) (*Consumer, error) {
 	if save {
 		t = s.persistLocked(c)
 		c.created = t
-		if s.state == stateReadOnly { // it lives in RAM until the disk is back
-			t = Ticket{}
-		}
+	}
+	if s.state == stateReadOnly { // it lives in RAM until the disk is back
+		t = Ticket{}
 	}
 	s.mu.Unlock()
 	if err := t.Wait(context.Background()); err != nil {

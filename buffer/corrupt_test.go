@@ -275,25 +275,16 @@ func testDamageWhileRunning(t *testing.T) {
 	if err := s.Sync(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.checkpoint("TRUNCATE"); err != nil {
-		t.Fatal(err)
-	}
-	file, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close() // after the store has left the file: its locks are per process
-	if _, err := file.WriteAt(make([]byte, pageSize), pageSize); err != nil {
-		t.Fatal(err)
-	}
-	s.io.Lock()
-	if err := s.db.run("PRAGMA shrink_memory"); err != nil { // forget the page
-		t.Fatal(err)
-	}
-	s.io.Unlock()
+	zeroRoot(t, s)
 	wait(t, s.Append(f.records(5), Session{Client: "y", Data: []byte("2")}))
 	if !said.has("buffer-damaged: b.db is damaged") {
 		t.Error(said.text)
+	}
+	s.io.Lock()
+	name, err := s.db.value("SELECT name FROM stream WHERE id=?", uint32(s.Stream("up").ID()))
+	s.io.Unlock()
+	if err != nil || text(name) != "up" { // a kill now would give its number to another
+		t.Errorf("records are in the new file, and their stream is %q: %v", text(name), err)
 	}
 	s.rescues.Wait()
 	if err := s.Sync(t.Context()); err != nil {
@@ -317,6 +308,27 @@ func testDamageWhileRunning(t *testing.T) {
 		t.Error(sessions)
 	}
 	shut(t, s)
+}
+
+// zeroRoot damages the root of the segments under a running store.
+func zeroRoot(t *testing.T, s *Store) {
+	t.Helper()
+	if err := s.checkpoint("TRUNCATE"); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.OpenFile(s.path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() }) // after the store has left the file: its locks are per process
+	if _, err := file.WriteAt(make([]byte, pageSize), pageSize); err != nil {
+		t.Fatal(err)
+	}
+	s.io.Lock()
+	defer s.io.Unlock()
+	if err := s.db.run("PRAGMA shrink_memory"); err != nil { // forget the page
+		t.Fatal(err)
+	}
 }
 
 // FuzzPages: no file makes the salvage panic or run away.

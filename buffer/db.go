@@ -125,6 +125,16 @@ func (d *db) exec(query string, args ...any) error {
 	return err
 }
 
+// all runs statements.
+func (d *db) all(ops []op) error {
+	for _, o := range ops {
+		if err := d.exec(o.query, o.args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // run executes statements once, without keeping them prepared.
 func (d *db) run(query string) error {
 	if err := d.sys.exec(query); err != nil {
@@ -175,6 +185,17 @@ func (d *db) integer(query string, args ...any) (int64, error) {
 	v, err := d.value(query, args...)
 	n, _ := v.(int64)
 	return n, err
+}
+
+// emptyWAL brings all that is committed into the database and empties the -wal
+// file. A reader beside us keeps it from doing so, which SQLite does not count
+// as an error.
+func (d *db) emptyWAL() error {
+	busy, err := d.integer("PRAGMA wal_checkpoint(TRUNCATE)")
+	if err == nil && busy != 0 {
+		err = errors.New("another reader keeps the -wal file in use: try again when it is done")
+	}
+	return err
 }
 
 func (d *db) close() error {

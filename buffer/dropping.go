@@ -59,8 +59,8 @@ func (s *Store) sayDropped(d *dropping, l Limits) {
 	case reasonAge:
 		what = fmt.Sprintf("older than %s", report.Duration(l.MaxAge))
 	case reasonFree:
-		s.fail("disk-full", slog.LevelError, fmt.Sprintf("disk almost full (min_free_disk %d MiB): the oldest readings now make room for new ones; "+
-			"%s dropped%s. Free space, or lower max_bytes in [buffer]", max(l.MinFreeDisk, 0)>>20, report.Count(d.n), d.of()))
+		s.fail("disk-full", slog.LevelError, fmt.Sprintf("disk almost full (%s, min_free_disk %d MiB): the oldest readings now make room for new ones; "+
+			"%s dropped%s. Free space, or lower max_bytes in [buffer]", s.dir(), max(l.MinFreeDisk, 0)>>20, report.Count(d.n), d.of()))
 		return
 	}
 	if d.reason == reasonThinned {

@@ -86,7 +86,7 @@ func (c *Consumer) lease(r *reader, limit int) ([]Record, Ticket, error) {
 			continue
 		}
 		room := min(limit, c.o.Window-len(c.open))
-		p := place{room: room, gen: c.gen}
+		p := place{room: room, gen: c.gen, stream: c.stream}
 		if room > 0 {
 			c.pickLocked(r, &p)
 		}
@@ -95,7 +95,7 @@ func (c *Consumer) lease(r *reader, limit int) ([]Record, Ticket, error) {
 			return nil, Ticket{}, nil
 		}
 		p.m = r.marks[p.h.lane]
-		k := collector{s: s, boot: s.boots[int64(p.h.boot)]}
+		k := collector{s: s, boot: s.bootLocked(p.h.boot)}
 		k.expect(room, p.h)
 		s.mu.Unlock()
 
@@ -139,6 +139,8 @@ type place struct {
 	m    mark
 	gen  uint64
 	room int
+
+	stream StreamID // of the consumer
 
 	end     uint64 // read on from here
 	sizes   []uint32
@@ -212,7 +214,7 @@ func (c *Consumer) read(k *collector, raw []byte, p *place) error {
 			return false
 		}
 		if v.expires != 0 && v.expires <= now {
-			p.expired = append(p.expired, expiredRecord{v.number(c.stream), uint32(v.size)})
+			p.expired = append(p.expired, expiredRecord{v.number(p.stream), uint32(v.size)})
 			return true
 		}
 		if len(k.rs) == p.room {

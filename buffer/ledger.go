@@ -47,6 +47,11 @@ type loss struct {
 	dirty         bool
 }
 
+// row is the statement that saves l.
+func (l *loss) row() op {
+	return op{sqlLoss, []any{l.id, l.slot, uint32(l.stream), l.boot, l.lo, l.hi, l.dropped, l.kept, l.bytes, l.reason, l.told}}
+}
+
 // loseLocked writes a loss; the row is saved in the transaction that saves what
 // caused it. Neighbouring losses of equal consumer, stream, boot and reason
 // share a row, and any such rows do when the ledger is full.
@@ -60,6 +65,7 @@ func (s *Store) loseLocked(c *Consumer, bootID int64, lo, hi, dropped, kept uint
 		c.lost = map[string]uint64{}
 	}
 	c.lost[reason] += dropped
+	s.owing = true
 	s.dirtyLocked()
 	full := len(s.losses) >= maxLosses
 	for i := len(s.losses) - 1; i >= 0; i-- {
@@ -99,6 +105,7 @@ func (s *Store) forgetLossesLocked(slot int) {
 	s.losses = slices.DeleteFunc(s.losses, func(l *loss) bool {
 		if l.slot == slot {
 			s.lossesGone = append(s.lossesGone, l.id)
+			s.owing = true
 		}
 		return l.slot == slot
 	})

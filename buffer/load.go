@@ -54,7 +54,7 @@ func (s *Store) loadConsumers() error {
 	return s.db.query("SELECT slot,name,kind,stream,start,pos0,pos1,pos2,pos3,done,ord,open FROM consumer", func(v []driver.Value) error {
 		slot, kind := integer(v[0]), Kind(integer(v[2]))
 		open, err := parseLeases(blob(v[11]))
-		if err != nil || slot < 0 || slot >= maxConsumers || kind > SessionLog {
+		if err != nil || slot < 0 || slot >= maxConsumers || kind > SessionLog || kind == Uplink && !dense(open) {
 			return errors.Join(fmt.Errorf("%w: consumer %d", errDamaged, slot), err)
 		}
 		c := newConsumer(s, int(slot), text(v[1]), kind)
@@ -71,6 +71,9 @@ func (s *Store) loadConsumers() error {
 			s.nextSeq = max(s.nextSeq, c.heads[l][len(c.heads[l])-1].next)
 		}
 		if kind == Uplink {
+			if n := len(open); n > 0 { // the next number follows; more were left out when it was saved
+				c.ord = open[n-1].ord
+			}
 			c.rewindLocked()
 		}
 		c.untidy = kind == SessionLog
@@ -80,21 +83,42 @@ func (s *Store) loadConsumers() error {
 	})
 }
 
+// dense says whether leases are numbered one after the other, as leaseLocked
+// counts on.
+func dense(open []lease) bool {
+	for i, e := range open {
+		if e.ord != open[0].ord+uint64(i) {
+			return false
+		}
+	}
+	return true
+}
+
 // loadHeaders scans table seg and counts what waits for whom.
 func (s *Store) loadHeaders() error {
 	var bad []int64
+	var hs []*header
 	err := s.db.query(sqlHeaders, func(v []driver.Value) error {
 		h, err := parseHeader(v)
 		if err != nil {
 			bad = append(bad, integer(v[0]))
 			return nil
 		}
-		s.nextSeq = max(s.nextSeq, h.last+1)
-		s.addSegmentLocked(h)
+		hs = append(hs, h)
 		return nil
 	})
 	if err != nil {
 		return err
+	}
+	for i, h := range hs {
+		if i+1 < len(hs) && hs[i+1].lane == h.lane { // a wrong end must not take the next ones with it
+			h.last = min(h.last, hs[i+1].first-1)
+		}
+		s.nextSeq = max(s.nextSeq, h.last+1)
+		s.addSegmentLocked(h)
+	}
+	if s.nextSeq > maxSeq/2 { // at a million a second, a thousand years
+		return fmt.Errorf("%w: the next number is %d", errDamaged, s.nextSeq)
 	}
 	s.head = s.nextSeq
 	for _, id := range bad {
@@ -115,8 +139,8 @@ func (s *Store) loadHeaders() error {
 func parseHeader(v []driver.Value) (*header, error) {
 	id := integer(v[0])
 	needs, err := parseNeeds(blob(v[6]))
-	h := &header{first: uint64(id) & maxSeq, last: uint64(integer(v[1])), n: uint32(integer(v[2])), ts: integer(v[3]),
-		boot: uint32(integer(v[4])), raw: uint32(integer(v[5])), needs: needs,
+	h := &header{first: uint64(id) & maxSeq, last: uint64(integer(v[1])), n: uint32(min(uint64(integer(v[2])), segRecords)), ts: integer(v[3]),
+		boot: uint32(integer(v[4])), raw: uint32(min(uint64(integer(v[5])), maxRaw)), needs: needs,
 		size: uint32(len(blob(v[6]))) + uint32(integer(v[7])), lane: uint8(id >> laneShift)}
 	if err != nil || id < 0 || h.lane >= lanes || h.first == 0 || h.last < h.first || h.last >= maxSeq || h.n == 0 {
 		return nil, errors.Join(errSegment, err)

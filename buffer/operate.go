@@ -92,7 +92,7 @@ func (s *Store) window(c *Consumer, l int, next uint64) (rs []Record, after uint
 		s.mu.Unlock()
 		return nil, 0, nil
 	}
-	k := collector{s: s, boot: s.boots[int64(h.boot)]}
+	k := collector{s: s, boot: s.bootLocked(h.boot)}
 	var mine [maxNeeds]bool
 	st := &standing{}
 	if c != nil {
@@ -101,7 +101,7 @@ func (s *Store) window(c *Consumer, l int, next uint64) (rs []Record, after uint
 	s.mu.Unlock()
 	raw, err := s.load(h)
 	if err != nil {
-		return nil, h.last + 1, s.damaged(h, err)
+		return nil, h.first, s.damaged(h, err) // gone, or written anew: look again
 	}
 	cur := newCursor(raw, h.first)
 	for v := (view{}); cur.next(&v) == nil; {
@@ -226,7 +226,7 @@ func (s *Store) compact() error {
 	file := s.path + ".compact"
 	os.Remove(file) // of an attempt that was cut short
 	defer os.Remove(file)
-	if _, err := s.db.value("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+	if err := s.db.emptyWAL(); err != nil {
 		return err
 	}
 	if err := s.db.exec("VACUUM INTO ?", file); err != nil {

@@ -48,9 +48,12 @@ func (s *Store) load(h *header) ([]byte, error) {
 		return nil, err
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h.dead { // rewritten meanwhile: what has its id now may be another
+		return nil, fmt.Errorf("read segment %#x: %w", h.id(), errMissing)
+	}
 	s.cache.put(h, raw)
 	s.count.reads++
-	s.mu.Unlock()
 	return raw, nil
 }
 
@@ -143,7 +146,7 @@ func (c *clock) at(mono time.Duration) time.Time {
 // collector makes records of views; the bytes of all lie in memory of their own.
 type collector struct {
 	s      *Store
-	boot   *boot
+	boot   boot // a copy; zero: not known
 	arena  []byte
 	topics map[string]string
 	last   string // topic
@@ -172,13 +175,11 @@ func (k *collector) take(v *view) *Record {
 	switch {
 	case v.wall != 0:
 		r.At, r.Clock = fromMillis(v.wall), Clocked
-	case k.boot != nil && k.boot.quality != NoTime:
+	case k.boot.quality != NoTime:
 		c := clock{offset: k.boot.offset}
 		r.At, r.Clock = c.at(r.Mono), Redated
 	}
-	if k.boot != nil {
-		r.Boot = k.boot.label
-	}
+	r.Boot = k.boot.label
 	return r
 }
 

@@ -41,8 +41,8 @@ func (s *Store) damaged(h *header, cause error) error {
 	if dead {
 		return nil
 	}
-	if _, err := s.fetch(h); err == nil {
-		return nil
+	if _, err := s.fetch(h); !wounded(err) { // nil, or it is the disk and not the segment
+		return err
 	}
 	s.keepBytes(h.id())
 	s.mu.Lock()
@@ -249,6 +249,9 @@ func (s *Store) replace(t *commit, cause error) error {
 		return err
 	}
 	known := s.forgetDisk(t)
+	s.mu.Lock()
+	s.epoch = "" // until there is a new file: without one, the next try is adopt's
+	s.mu.Unlock()
 	if err := s.renew(); err != nil {
 		return err
 	}
@@ -339,11 +342,12 @@ func (s *Store) renew() error {
 		ops = append(ops, op{sqlBoot, b.row()})
 	}
 	for _, st := range s.streams {
-		st.saved = false
-		st.dirty = true
+		st.saved, st.dirty = false, true // until it is known that the file has it
+		ops = append(ops, st.row())
 	}
 	for _, l := range s.losses {
 		l.dirty = true
+		ops = append(ops, l.row())
 	}
 	s.dirtyLocked()
 	s.mu.Unlock()
@@ -388,14 +392,4 @@ func (s *Store) probe() error {
 	}
 	defer d.close() // nothing was written
 	return d.transaction(func() error { return nil })
-}
-
-// all runs statements.
-func (d *db) all(ops []op) error {
-	for _, o := range ops {
-		if err := d.exec(o.query, o.args...); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -41,7 +41,7 @@ func (s *Store) resumeSalvage() error {
 	}
 	v := &salvage{s: s}
 	var name string
-	if _, err := fmt.Sscanf(text(value), "%d %d %q", &v.last, &v.lastSeq, &name); err != nil {
+	if _, err := fmt.Sscanf(text(value), "%d %d %q", &v.last, &v.lastSeq, &name); err != nil || v.last < 0 || v.last>>laneShift >= lanes {
 		return nil // not ours: leave it
 	}
 	v.path = filepath.Join(s.dir(), filepath.Base(name))

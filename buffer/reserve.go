@@ -1,11 +1,13 @@
 package buffer
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"busgate/config/report"
 )
@@ -75,16 +77,38 @@ func (s *Store) reserveKept() {
 	s.solve("disk-full", "the disk has room again")
 }
 
-// makeRoom answers a full disk: it gives up the reserve, moves the -wal file
-// into the database and drops the oldest segments, so that t has pages to go
-// to.
-func (s *Store) makeRoom(t *commit) {
-	os.Remove(s.beside(".reserve"))
+// outOfRoom says whether an error is that of a full disk. Where it hits the index
+// of the -wal file SQLite calls it one of I/O, and the disk has to be asked.
+func (s *Store) outOfRoom(err error) bool {
+	const index = 32 << 10 // of the -wal file, at least
+	switch c := code(err); {
+	case c == codeFull || errors.Is(err, syscall.ENOSPC):
+		return true
+	case c == codeIO:
+		free, err := s.sys.free(s.dir())
+		return err == nil && free < index
+	}
+	return false
+}
+
+// spendReserve gives the reserve up; false: there was none.
+func (s *Store) spendReserve() bool {
+	err := os.Remove(s.beside(".reserve"))
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.spent = true
 	if s.state == stateOK {
 		s.state = stateFull
 	}
+	return err == nil
+}
+
+// makeRoom answers a full disk: it gives up the reserve, moves the -wal file
+// into the database and drops the oldest segments, so that t has pages to go
+// to.
+func (s *Store) makeRoom(t *commit) {
+	s.spendReserve()
+	s.mu.Lock()
 	wanted := min(reliefPages, s.space/2)
 	reject := s.limits.WhenFull == Reject
 	t.healthy = true // the connection is sound
@@ -104,13 +128,17 @@ func (s *Store) makeRoom(t *commit) {
 		freed += h.space()
 	}
 	s.mu.Lock()
-	t.trims = append(t.trims, s.trims...)
-	s.trims = nil
+	s.takeRowsLocked(t, true, true) // what is deleted stands in the ledger
+	s.takeTrimsLocked(t, len(s.trims))
 	s.mu.Unlock()
 	s.measure()
+	s.sayDiskFull(sum.n)
+}
+
+func (s *Store) sayDiskFull(dropped int) {
 	s.mu.Lock()
 	free := s.use.free
 	s.mu.Unlock()
-	s.fail("disk-full", slog.LevelError, fmt.Sprintf("the disk is full (%d MiB left): the oldest readings now make room for new ones; "+
-		"%s dropped. Free space, or lower max_bytes in [buffer]", free>>20, report.Count(sum.n)))
+	s.fail("disk-full", slog.LevelError, fmt.Sprintf("the disk is full (%d MiB left in %s): the oldest readings now make room for new ones; "+
+		"%s dropped. Free space, or lower max_bytes in [buffer]", free>>20, s.dir(), report.Count(dropped)))
 }

@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -40,21 +41,15 @@ type oldRecord struct {
 }
 
 // rewrite replaces a run. choose, if not nil, may throw records away, with a
-// row of the ledger in the same transaction as soon as cursors are saved; it
-// returns false when nothing is gained. The committer calls it.
+// row of the ledger in the same transaction; it returns false when nothing is
+// gained. A run of which something was leased since it was chosen stays as it
+// is. The committer calls it.
 func (s *Store) rewrite(run []*header, choose func(recs []oldRecord) bool, sum *dropping) error {
 	w := &rewriting{s: s, run: run, wants: map[int]*standing{}}
-	defer w.end()
-	s.mu.Lock()
-	for _, h := range run {
-		h.busy = true
-		for slot := range slotsOf(union(h.needs)) {
-			if c := s.slots[slot]; c != nil && w.wants[slot] == nil {
-				w.wants[slot] = c.standingLocked(int(h.lane))
-			}
-		}
+	if !w.begin() {
+		return nil
 	}
-	s.mu.Unlock()
+	defer w.end()
 	if err := w.read(); err != nil {
 		return err
 	}
@@ -62,14 +57,27 @@ func (s *Store) rewrite(run []*header, choose func(recs []oldRecord) bool, sum *
 		return nil
 	}
 	w.build()
-	if err := w.write(); err != nil {
-		return err
-	}
+	return w.write(sum)
+}
+
+// begin keeps readers from leasing anything of the run; false: somebody was
+// quicker.
+func (w *rewriting) begin() bool {
+	s := w.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	w.swapLocked()
-	w.accountLocked(sum)
-	return nil
+	if slices.ContainsFunc(w.run, func(h *header) bool { return h.dead || s.heldLocked(h) }) {
+		return false
+	}
+	for _, h := range w.run {
+		h.busy = true
+		for slot := range slotsOf(union(h.needs)) {
+			if c := s.slots[slot]; c != nil && w.wants[slot] == nil {
+				w.wants[slot] = c.standingLocked(int(h.lane))
+			}
+		}
+	}
+	return true
 }
 
 // end lets readers at the run again.
@@ -102,7 +110,7 @@ func (w *rewriting) read() error {
 	for _, h := range w.run {
 		raw, err := w.s.load(h)
 		if err != nil {
-			return w.s.damaged(h, err)
+			return errors.Join(err, w.s.damaged(h, err)) // the others of the run stay
 		}
 		cur := newCursor(raw, h.first)
 		for v := (view{}); cur.next(&v) == nil; {
@@ -158,14 +166,19 @@ func setOf(slots []int) []byte {
 }
 
 // write replaces the rows in one transaction. It is not flushed: before that
-// the old rows are as good.
-func (w *rewriting) write() error {
+// the old rows are as good. The headers are replaced before anybody else gets
+// the connection: a reader that misses a row must find its header dead.
+func (w *rewriting) write(sum *dropping) error {
 	s := w.s
 	s.io.Lock()
 	defer s.io.Unlock()
 	if s.db == nil {
 		return ErrReadOnly
 	}
+	of := w.accounts()
+	s.mu.Lock()
+	ledger := w.ledgerLocked(of)
+	s.mu.Unlock()
 	err := s.db.transaction(func() error {
 		for _, h := range w.run {
 			if err := s.db.exec(sqlDeleteSeg, h.id()); err != nil {
@@ -177,13 +190,17 @@ func (w *rewriting) write() error {
 				return err
 			}
 		}
-		return nil
+		return s.db.all(ledger)
 	})
 	if err != nil {
 		return fmt.Errorf("rewrite segments of %s: %w", s.path, err)
 	}
 	s.unflushed = true
 	s.walPages += len(w.run) + (&commit{b: &batch{}, segs: w.segs}).pages()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w.swapLocked()
+	w.accountLocked(of, sum)
 	return nil
 }
 

@@ -70,7 +70,7 @@ type source struct {
 	cur  cursor
 	mine [maxNeeds]bool
 	v    view
-	boot *boot
+	boot boot
 }
 
 // advance moves src to the first record of c in a lane that is at or above seq
@@ -84,7 +84,7 @@ func (c *Consumer) advance(l int, src *source, seq, head uint64) error {
 			src.h = c.findLocked(l, seq, head)
 			m := c.live.marks[l]
 			if src.h != nil {
-				src.boot = s.boots[int64(src.h.boot)]
+				src.boot = s.bootLocked(src.h.boot)
 			}
 			s.mu.Unlock()
 			if src.h == nil || src.h.first >= head {

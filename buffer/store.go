@@ -90,6 +90,7 @@ type Store struct {
 	clock      clock
 	losses     []*loss
 	lossesGone []int64
+	owing      bool // the file has another ledger
 	lastLoss   int64
 
 	closingBoot string // Closing's answer, fixed at Open
@@ -177,8 +178,9 @@ func Open(path string, o Options) (*Store, error) {
 	return s, nil
 }
 
-// begin attaches the file; one that is damaged is put aside, and without a
-// disk that can be written the store begins in RAM.
+// begin attaches the file; one that is damaged is put aside, a disk that is full
+// gets the reserve, and without a disk that can be written the store begins in
+// RAM.
 func (s *Store) begin() {
 	s.finishAside()
 	err := s.attach()
@@ -187,6 +189,11 @@ func (s *Store) begin() {
 			s.forgetAll()
 			err = s.attach()
 		}
+	}
+	gave := s.outOfRoom(err) && s.spendReserve()
+	if gave {
+		s.forgetAll()
+		err = s.attach()
 	}
 	_, newer := errors.AsType[*versionError](err)
 	if wounded(err) || newer {
@@ -205,6 +212,9 @@ func (s *Store) begin() {
 	}
 	if err == nil {
 		s.measure()
+		if gave {
+			s.sayDiskFull(0)
+		}
 		s.keepReserve()
 		return
 	}

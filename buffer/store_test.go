@@ -103,6 +103,8 @@ func TestAppendNextAckReopen(t *testing.T) {
 	if err := s.Sync(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	s.io.Lock()
+	defer s.io.Unlock()
 	if n, _ := s.db.integer("SELECT count(*) FROM seg"); n != 0 {
 		t.Fatal(n)
 	}

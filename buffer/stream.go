@@ -34,6 +34,11 @@ func (st *Stream) idOrZero() StreamID {
 	return st.id
 }
 
+// row is the statement that saves st.
+func (st *Stream) row() op {
+	return op{sqlStream, []any{uint32(st.id), st.name, st.boot, st.last}}
+}
+
 // Stream finds or creates a stream; nil for the empty name. Names come from the
 // configuration: nothing bounds their number.
 func (s *Store) Stream(name string) *Stream {
@@ -86,6 +91,15 @@ type boot struct {
 	offset  time.Duration
 	quality Quality
 	dirty   bool
+}
+
+// bootLocked is a copy of a boot for those who read without Store.mu, which
+// SetClock changes under it; the zero boot when it is not known.
+func (s *Store) bootLocked(id uint32) (b boot) {
+	if known := s.boots[int64(id)]; known != nil {
+		b = *known
+	}
+	return b
 }
 
 func sameKernel(a, b *boot) bool { return a == b || a.kernel != "" && a.kernel == b.kernel }

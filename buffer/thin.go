@@ -1,5 +1,7 @@
 package buffer
 
+import "maps"
+
 // Thinning halves the oldest readings while the store is nearly full: of each
 // two neighbours of a topic one goes. A pass goes through the oldest quarter,
 // so that resolution falls with age.
@@ -152,12 +154,15 @@ func (s *Store) extremes(g []*oldRecord) (low, high int, ok bool) {
 	return low, high, low != high
 }
 
-// accountLocked writes what was thrown away into the ledger of each consumer.
-func (w *rewriting) accountLocked(sum *dropping) {
-	type account struct {
-		lo, hi, n, kept uint64
-		bytes           int64
-	}
+// account is what a consumer loses of a run.
+type account struct {
+	id              int64 // of the row that the transaction writes
+	lo, hi, n, kept uint64
+	bytes           int64
+}
+
+// accounts sums up what was thrown away, by slot.
+func (w *rewriting) accounts() map[int]*account {
 	of := map[int]*account{}
 	for i := range w.recs {
 		r := &w.recs[i]
@@ -182,9 +187,33 @@ func (w *rewriting) accountLocked(sum *dropping) {
 			}
 		}
 	}
+	maps.DeleteFunc(of, func(_ int, a *account) bool { return a.n == 0 })
+	return of
+}
+
+// ledgerLocked makes the rows that go with the transaction. In RAM such a loss
+// mostly joins another row: they are gone when that one is saved.
+func (w *rewriting) ledgerLocked(of map[int]*account) (rows []op) {
 	for slot, a := range of {
+		w.s.lastLoss++
+		a.id = w.s.lastLoss
+		l := &loss{id: a.id, slot: slot, stream: w.wants[slot].stream, boot: int64(w.run[0].boot), lo: a.lo, hi: a.hi,
+			dropped: a.n, kept: a.kept, bytes: a.bytes, reason: reasonThinned}
+		if l.lo == 0 {
+			l.stream = 0
+		}
+		rows = append(rows, l.row())
+	}
+	return rows
+}
+
+// accountLocked writes what was thrown away into the ledger of each consumer.
+func (w *rewriting) accountLocked(of map[int]*account, sum *dropping) {
+	for slot, a := range of {
+		w.s.lossesGone = append(w.s.lossesGone, a.id)
+		w.s.owing = true
 		c := w.s.slots[slot]
-		if c == nil || a.n == 0 {
+		if c == nil {
 			continue
 		}
 		if c.kind == Uplink {

@@ -144,27 +144,34 @@ func TestCursorsAreSavedAfterASecond(t *testing.T) {
 }
 
 // kernel is a machine whose boot and clock the test sets.
-func kernel(id string, mono *time.Duration) *system {
+func kernel(id string, mono *monotonic) *system {
 	sys := quiet()
 	sys.bootID = func() string { return id }
-	sys.mono = func() time.Duration { return *mono }
+	sys.mono = func() time.Duration { return time.Duration(mono.Load()) }
 	return sys
 }
 
+// monotonic is a clock that the store reads whenever it likes.
+type monotonic struct{ atomic.Int64 }
+
+func (m *monotonic) set(d time.Duration) { m.Store(int64(d)) }
+func (m *monotonic) add(d time.Duration) { m.Add(int64(d)) }
+
 func TestRedating(t *testing.T) {
 	path := temp(t)
-	mono := 10 * time.Second
+	var mono monotonic
+	mono.set(10 * time.Second)
 	offset := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).Sub(time.Unix(0, 0))
 	put := func(s *Store, name string) {
 		c := consumer(t, s, "c", ConsumerOptions{})
 		wait(t, s.Append([]Record{{To: []ConsumerID{c.ID()}, Topic: name}}))
-		mono += 10 * time.Second
+		mono.add(10 * time.Second)
 	}
 	s := open(t, path, Options{sys: kernel("K0", &mono)})
 	put(s, "other kernel, never dated")
 	shut(t, s)
 
-	mono = 100 * time.Second
+	mono.set(100 * time.Second)
 	s = open(t, path, Options{sys: kernel("K1", &mono)})
 	put(s, "before the restart")
 	shut(t, s)
@@ -177,7 +184,7 @@ func TestRedating(t *testing.T) {
 	boot := s.Boot()
 	shut(t, s)
 
-	mono = 1000 * time.Second
+	mono.set(1000 * time.Second)
 	s = open(t, path, Options{sys: kernel("K1", &mono)})
 	at := func(d time.Duration) string {
 		return time.Unix(0, 0).Add(offset + d).UTC().Format(time.RFC3339)
@@ -210,12 +217,13 @@ func TestRedating(t *testing.T) {
 }
 
 func TestExpiredRecordsAreSkippedAndCounted(t *testing.T) {
-	mono := time.Hour
+	var mono monotonic
+	mono.set(time.Hour)
 	sys := kernel("K", &mono)
 	path := temp(t)
 	s := open(t, path, Options{sys: sys})
 	c := consumer(t, s, "c", ConsumerOptions{Stream: "cloud"})
-	now := time.Unix(0, 0).Add(mono)
+	now := time.Unix(0, 0).Add(time.Hour)
 	st := s.Stream("cloud")
 	var rs []Record
 	for i := range 6 {
@@ -230,7 +238,7 @@ func TestExpiredRecordsAreSkippedAndCounted(t *testing.T) {
 		t.Fatal("expired while the clock is not known", got)
 	}
 	s.SetClock(0)
-	mono += 2 * time.Minute
+	mono.add(2 * time.Minute)
 	var got []string
 	for _, r := range there(t, c, 10) {
 		got = append(got, r.Topic)

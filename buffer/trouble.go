@@ -77,8 +77,8 @@ func (s *Store) readOnly(err error) {
 	switch c := code(err); {
 	case c == codeReadOnly || errors.Is(err, syscall.EROFS):
 		why = "the file system is read-only (worn SD card?)"
-	case c == codeFull || errors.Is(err, syscall.ENOSPC):
-		why = "the disk is full, and the buffer has nothing more to give up: others fill it. Free space"
+	case s.outOfRoom(err):
+		why = "the disk is full, and the buffer has nothing more to give up: others fill it. Free space in " + s.dir()
 	}
 	s.fail("read-only", slog.LevelError, why+". Keeping the newest readings in memory (4 MiB): a restart loses them; QoS 1 and 2 publishes are not acknowledged")
 }
@@ -116,7 +116,7 @@ func (s *Store) expose() {
 // emptied takes the records out of a batch that goes on with its changes.
 func (b *batch) emptied() {
 	b.segs, b.open = nil, [lanes]*builder{}
-	b.bytes, b.entries, b.large = 0, min(1, len(b.ops)+len(b.save)+b.waiters), false
+	b.bytes, b.entries, b.large = 0, min(1, b.entries), false // its tickets are still to fire
 	b.began = time.Now()
 }
 
@@ -179,7 +179,7 @@ func (s *Store) reopen() error {
 		if text(epoch) != s.epoch {
 			err = fmt.Errorf("%w: it is another store (epoch %q)", errDamaged, text(epoch))
 		} else {
-			_, err = d.value("PRAGMA wal_checkpoint(TRUNCATE)")
+			err = d.emptyWAL()
 		}
 	}
 	if err != nil {
