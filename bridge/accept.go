@@ -57,9 +57,6 @@ func (c *commands) take(m *embeddedbroker.Message, src source) error {
 		fmt.Fprintf(h, "%s\x00%s\x00%s\x00%d", m.Topic, m.Payload, c.b.boot, now.Mono)
 		j.key = m.Topic + "\x00\x00" + hex.EncodeToString(h.Sum(nil)[:16])
 	}
-	if c.repeated(j) {
-		return nil
-	}
 	c.judge(j, m, q, src, now)
 	return c.queue(j, src)
 }
@@ -145,31 +142,21 @@ func (c *commands) deadline(j *job, m *embeddedbroker.Message, q request, src so
 	return refusal{}
 }
 
-// repeated says whether the id of a job is known: then the first result is the
-// answer, or will be when it is there.
-func (c *commands) repeated(j *job) bool {
-	if j.key == "" {
-		return false
-	}
-	c.mu.Lock()
-	first := c.ids.find(j.key, j.arrived)
-	done := first != nil && first.done
-	c.mu.Unlock()
-	if first == nil {
-		return false
-	}
+// repeated answers a job whose id is known with the first result, or leaves that
+// to the first one while it is not done.
+func (c *commands) repeated(j, first *job, done bool) {
 	c.b.stats.repeated.Add(1)
 	if done {
 		for _, s := range first.steps {
 			c.send(j.device, s.ack, j.reply)
 		}
 	}
-	return true
 }
 
 // queue gives the steps of a job to the lane of its device, as far as its bus
 // has room, and answers the others. A command of which nothing was queued is not
-// remembered: it may be sent again.
+// remembered: it may be sent again. Whether an id is known is asked in the moment
+// in which it is remembered: the LAN and each cloud come on a goroutine of their own.
 func (c *commands) queue(j *job, src source) error {
 	bus := ""
 	if d := c.b.device(j.device); d != nil {
@@ -182,6 +169,12 @@ func (c *commands) queue(j *job, src source) error {
 		}
 	}
 	c.mu.Lock()
+	if first := c.ids.find(j.key, j.arrived); first != nil {
+		done := first.done
+		c.mu.Unlock()
+		c.repeated(j, first, done)
+		return nil
+	}
 	l, got := c.reserveLocked(j.device, bus, len(tasks), false)
 	if got > 0 && j.key != "" {
 		c.ids.add(j)

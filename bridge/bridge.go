@@ -118,6 +118,7 @@ type Bridge struct {
 	changed  chan struct{} // a number of gateway/state is another one
 
 	updating sync.Mutex // held by Update from beginning to end
+	speaking sync.Mutex // held over what is said of uplinks: the last word is that of the table
 
 	discovering sync.Mutex          // guards what belongs to Home Assistant
 	discovered  map[string][]string // what Home Assistant may show: topics, with their components; nil = taken back
@@ -126,6 +127,7 @@ type Bridge struct {
 
 	knowing sync.Mutex // guards known, and its copy in the Memory
 	known   known
+	noted   []byte // known as it stands there; nil: not known
 
 	mu      sync.RWMutex // guards what follows
 	cfg     *config.Config
@@ -255,6 +257,7 @@ func (b *Bridge) gatewayTopic(kind string) string { return b.base + "/" + gatewa
 // wait until Run.
 func (b *Bridge) Announce() {
 	ds := b.sorted()
+	before := b.recall()
 	b.board.post(b.word(b.gatewayTopic(kindStatus), wordOffline))
 	for _, d := range ds {
 		b.board.post(b.word(d.topics.status, wordOffline))
@@ -263,13 +266,8 @@ func (b *Bridge) Announce() {
 	for _, d := range ds {
 		b.board.post(b.message(d.topics.info, d.info(), true))
 	}
-	b.mu.RLock()
-	names := slices.Sorted(maps.Keys(b.uplinks))
-	b.mu.RUnlock()
-	for _, name := range names {
-		b.board.post(b.word(b.uplinkTopic(name), wordOffline))
-	}
-	b.sweep()
+	b.sayUplinksOffline()
+	b.sweep(before)
 	b.discover(false)
 	b.commands.restore()
 	b.listen()
@@ -299,14 +297,21 @@ func (b *Bridge) Run(ctx context.Context, fleet Fleet) error {
 		b.board.post(b.word(d.topics.status, wordOffline))
 		d.mu.Unlock()
 	}
+	b.sayUplinksOffline()
+	b.board.post(b.word(b.gatewayTopic(kindStatus), wordOffline))
+	return nil
+}
+
+// sayUplinksOffline says so of all.
+func (b *Bridge) sayUplinksOffline() {
+	b.speaking.Lock()
+	defer b.speaking.Unlock()
 	b.mu.RLock()
 	names := slices.Sorted(maps.Keys(b.uplinks))
 	b.mu.RUnlock()
 	for _, name := range names {
 		b.board.post(b.word(b.uplinkTopic(name), wordOffline))
 	}
-	b.board.post(b.word(b.gatewayTopic(kindStatus), wordOffline))
-	return nil
 }
 
 // keepState publishes gateway/state until ctx ends: at once, each minute, and

@@ -36,6 +36,7 @@ type commands struct {
 	b      *Bridge
 	memory Memory
 	wake   chan struct{}
+	saving [maxIDs]sync.Mutex // held over the Save of a place
 
 	mu      sync.Mutex       // guards what follows
 	lanes   map[string]*lane // by device
@@ -212,23 +213,33 @@ func (c *commands) finish(t task, res devices.Result) {
 	s.ack = c.b.ackPayload(j.id, s.point, s.digits, res)
 	s.state = stepDone
 	j.left--
-	if j.left == 0 && j.key != "" {
-		c.mu.Lock()
-		j.done = true
-		c.ids.grow(j)
-		c.mu.Unlock()
-	}
 	if err := c.save(j); err != nil {
 		c.b.log.Warn("result of a command could not be noted on disk", "device", j.device, "point", s.point, "err", err)
+	}
+	if j.left == 0 && j.key != "" {
+		c.mu.Lock()
+		j.done = true // from now on a repeated one is answered
+		c.ids.grow(j)
+		c.mu.Unlock()
 	}
 	c.b.stats.command(j.device, res.Code)
 	c.b.log.Debug("command", "device", j.device, "point", s.point, "id", j.id, "result", res.Code)
 	c.send(j.device, s.ack, j.reply)
 }
 
-// save notes a job that has a key on disk.
+// save notes a job that has a key on disk, unless its place was given to another
+// while it waited: that one may be waiting, too.
 func (c *commands) save(j *job) error {
 	if c.memory == nil || j.key == "" {
+		return nil
+	}
+	saving := &c.saving[j.seq%maxIDs]
+	saving.Lock()
+	defer saving.Unlock()
+	c.mu.Lock()
+	lost := c.ids.others(j)
+	c.mu.Unlock()
+	if lost {
 		return nil
 	}
 	return c.memory.Save(slotKey(j.seq), j.encode())

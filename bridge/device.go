@@ -327,21 +327,37 @@ func (d *device) newest(ms []*embeddedbroker.Message) []*embeddedbroker.Message 
 	return ms
 }
 
+// hold is the device of that name, locked; nil when there is none. One that was
+// replaced while its lock was waited for gives way to the one in its place: a
+// change of health is said once.
+func (b *Bridge) hold(name string) *device {
+	for {
+		d := b.device(name)
+		if d == nil {
+			return nil
+		}
+		d.mu.Lock()
+		if !d.gone {
+			return d
+		}
+		d.mu.Unlock()
+	}
+}
+
 // Health publishes a change of what is known about a device, so that nobody
 // reads an old value as fresh: at recovery error, then status online (the state
 // came with Take before); at loss status offline, then error.
 func (b *Bridge) Health(_ context.Context, h devices.Health) {
-	d := b.device(h.Device)
+	d := b.hold(h.Device)
 	if d == nil {
 		b.stats.orphans.Add(1)
 		return
 	}
-	d.mu.Lock()
 	defer d.mu.Unlock()
 	b.mu.RLock()
 	ended := b.ended
 	b.mu.RUnlock()
-	if d.gone || ended {
+	if ended {
 		return
 	}
 	was := d.online

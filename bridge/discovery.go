@@ -26,8 +26,10 @@ func (b *Bridge) discover(all bool) {
 	if ended {
 		return
 	}
+	list := homeassistant.All(cfg, homeassistant.Origin{Version: b.version, URL: b.homepage})
+	b.expect(list)
 	shown := map[string][]string{}
-	for _, a := range homeassistant.All(cfg, homeassistant.Origin{Version: b.version, URL: b.homepage}) {
+	for _, a := range list {
 		before := b.discovered[a.Topic]
 		if m := b.board.get(a.Topic); all || m == nil || !bytes.Equal(m.Payload, a.Payload) {
 			if p := a.Without(before); p != nil {
@@ -51,6 +53,29 @@ func (b *Bridge) discover(all bool) {
 		b.know(func(k *known) { k.Discovery = shown })
 	}
 	b.watchHomeAssistant(homeassistant.StatusTopic(cfg), len(shown) > 0)
+}
+
+// expect notes what is announced before it is: a kill in between must leave no
+// ghost. discovering is held.
+func (b *Bridge) expect(list []homeassistant.Announcement) {
+	more, fresh := maps.Clone(b.discovered), false
+	if more == nil {
+		more = map[string][]string{}
+	}
+	for _, a := range list {
+		_, there := more[a.Topic]
+		all := slices.Clone(more[a.Topic])
+		for _, c := range a.Components {
+			if !slices.Contains(all, c) {
+				all = append(all, c)
+			}
+		}
+		fresh = fresh || !there || len(all) > len(more[a.Topic])
+		more[a.Topic] = all
+	}
+	if fresh {
+		b.know(func(k *known) { k.Discovery = more })
+	}
 }
 
 // takeBack empties the announcements that are not in shown, with all set those

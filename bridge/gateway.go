@@ -14,6 +14,8 @@ func (b *Bridge) uplinkTopic(name string) string { return b.gatewayTopic(kindUpl
 // UplinkState publishes, on the LAN only, the state of an uplink: online,
 // offline or draining. An uplink that is not configured is ignored.
 func (b *Bridge) UplinkState(name, word string) {
+	b.speaking.Lock()
+	defer b.speaking.Unlock()
 	b.mu.Lock()
 	was, known := b.uplinks[name]
 	if known && !b.ended {
@@ -31,6 +33,8 @@ func (b *Bridge) UplinkState(name, word string) {
 // UplinkStats publishes, on the LAN only, the numbers of an uplink. It is
 // called each 30 s.
 func (b *Bridge) UplinkStats(name string, n UplinkNumbers) {
+	b.speaking.Lock()
+	defer b.speaking.Unlock()
 	b.mu.RLock()
 	_, known := b.uplinks[name]
 	b.mu.RUnlock()

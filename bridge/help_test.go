@@ -24,6 +24,7 @@ type fakeBroker struct {
 	retained map[string]*embeddedbroker.Message
 	subs     []*fakeSub
 	refuse   func(m *embeddedbroker.Message, durable bool) error // nil: nothing is refused
+	before   func(m *embeddedbroker.Message)                     // told before anybody gets m; nil: nobody asks
 	fate     error                                               // what Committed is told
 }
 
@@ -38,6 +39,9 @@ func newFakeBroker() *fakeBroker {
 }
 
 func (f *fakeBroker) Publish(m *embeddedbroker.Message, done embeddedbroker.Completion) error {
+	if f.before != nil {
+		f.before(m)
+	}
 	f.mu.Lock()
 	if f.refuse != nil {
 		if err := f.refuse(m, done != nil); err != nil {
@@ -223,6 +227,7 @@ type fakeMemory struct {
 	mu   sync.Mutex
 	m    map[string][]byte
 	fail error
+	hold func(key string, v []byte) // told before v is on disk; nil: nobody asks
 }
 
 func newFakeMemory() *fakeMemory { return &fakeMemory{m: map[string][]byte{}} }
@@ -234,6 +239,9 @@ func (f *fakeMemory) Load(key string) ([]byte, error) {
 }
 
 func (f *fakeMemory) Save(key string, v []byte) error {
+	if f.hold != nil {
+		f.hold(key, v)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.fail != nil {

@@ -63,7 +63,8 @@ type ids struct {
 
 func newIDs() *ids { return &ids{byKey: map[string]*job{}} }
 
-// find is the job of a key; nil when it is not known or too old.
+// find is the job of a key; nil when it is not known or too old. Nothing is known
+// by the key "".
 func (t *ids) find(key string, now time.Duration) *job {
 	for t.oldest < t.next && t.head() == nil || t.head() != nil && now-t.head().arrived > maxIDAge {
 		t.drop()
@@ -93,6 +94,12 @@ func (t *ids) put(j *job) {
 	t.ring[j.seq%maxIDs] = j
 	t.byKey[j.key] = j
 	t.next = max(t.next, j.seq+1)
+}
+
+// others says that the place of a job belongs to a later one by now.
+func (t *ids) others(j *job) bool {
+	at := t.ring[j.seq%maxIDs]
+	return at != nil && at != j
 }
 
 // grow counts the answers of a job that is done.

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"bytes"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -38,13 +39,10 @@ func (k *known) topics() (ts []string) {
 	return ts
 }
 
-// sweep empties what an earlier process left retained on topics of ours and
-// this one does not stand for: devices, points, uplinks and alerts that are
-// gone, errors that are not known to last, and, after a renaming of the gateway,
-// all of the old name. The states of configured devices stay: they carry their
-// time, and status says offline.
-func (b *Bridge) sweep() {
-	var before known
+// recall reads what the process before left retained, and notes what this one
+// will say besides: a kill in between must leave no ghost. A gateway of another
+// name is not noted before the old one is swept.
+func (b *Bridge) recall() (before known) {
 	if b.memory != nil {
 		raw, err := b.memory.Load(knownKey)
 		if err == nil && raw != nil {
@@ -54,6 +52,24 @@ func (b *Bridge) sweep() {
 			b.log.Warn("what the last run left retained is not known", "err", err)
 		}
 	}
+	b.discovering.Lock()
+	b.discovered = before.Discovery // discover takes back what is gone
+	b.discovering.Unlock()
+	b.knowing.Lock()
+	b.known.Discovery = before.Discovery
+	b.knowing.Unlock()
+	if before.Base == "" || before.Base == b.base {
+		b.know(func(k *known) { k.Base, k.Devices = b.base, withTopics(before.Devices, b.sorted()) })
+	}
+	return before
+}
+
+// sweep empties what an earlier process left retained on topics of ours and
+// this one does not stand for: devices, points, uplinks and alerts that are
+// gone, errors that are not known to last, and, after a renaming of the gateway,
+// all of the old name. The states of configured devices stay: they carry their
+// time, and status says offline.
+func (b *Bridge) sweep(before known) {
 	topics := before.topics()
 	if before.Base != "" && before.Base != b.base {
 		b.log.Info("the gateway has another name; what is retained under the old one is deleted", "topic", before.Base)
@@ -61,13 +77,7 @@ func (b *Bridge) sweep() {
 		topics = nil
 	}
 	b.sweepBelow(b.base, append(topics, b.keptBelow(b.base)...), b.stands)
-	b.discovering.Lock()
-	b.discovered = before.Discovery // discover takes back what is gone
-	b.discovering.Unlock()
-	b.knowing.Lock()
-	b.known.Discovery = before.Discovery
-	b.knowing.Unlock()
-	b.knowDevices()
+	b.knowDevices(b.sorted())
 }
 
 // keptBelow are the topics below base that the broker has something retained on.
@@ -129,13 +139,31 @@ func (b *Bridge) stands(p place, topic string) bool {
 	return slices.Contains(d.topics.points, topic)
 }
 
-// knowDevices notes in the Memory which topics of devices may be retained.
-func (b *Bridge) knowDevices() {
-	devices := map[string][]string{}
-	for _, d := range b.sorted() {
-		devices[d.cfg.Name] = d.topics.points
+// knowDevices notes in the Memory which topics of devices may be retained: of
+// those that were and of those that come before anything is said of an Update,
+// and only of the latter when all of it is said.
+func (b *Bridge) knowDevices(plans ...[]*device) {
+	var topics map[string][]string
+	for _, ds := range plans {
+		topics = withTopics(topics, ds)
 	}
-	b.know(func(k *known) { k.Base, k.Devices = b.base, devices })
+	b.know(func(k *known) { k.Base, k.Devices = b.base, topics })
+}
+
+// withTopics are the topics of scalars by device, with those of ds added.
+func withTopics(topics map[string][]string, ds []*device) map[string][]string {
+	all := make(map[string][]string, len(topics)+len(ds))
+	maps.Copy(all, topics)
+	for _, d := range ds {
+		ts := all[d.cfg.Name]
+		for _, topic := range d.topics.points {
+			if !slices.Contains(all[d.cfg.Name], topic) {
+				ts = append(slices.Clip(ts), topic)
+			}
+		}
+		all[d.cfg.Name] = ts
+	}
+	return all
 }
 
 // know changes what is known to be retained, here and in the Memory.
@@ -147,10 +175,14 @@ func (b *Bridge) know(change func(*known)) {
 		return
 	}
 	raw, err := json.Marshal(b.known)
+	if err == nil && bytes.Equal(raw, b.noted) {
+		return
+	}
 	if err == nil {
 		err = b.memory.Save(knownKey, raw)
 	}
-	if err != nil {
+	if b.noted = raw; err != nil {
+		b.noted = nil
 		b.log.Warn("what is retained could not be noted on disk", "err", err)
 	}
 }

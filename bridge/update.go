@@ -23,17 +23,23 @@ func (b *Bridge) Update(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
+	b.knowDevices(b.sorted(), sortDevices(next))
 	b.unixMS.Store(cfg.Gateway.Time == "unix_ms")
 	b.mu.Lock()
 	before := b.devices
 	same := sendsScalars(cfg) == sendsScalars(b.cfg)
 	for name, d := range next {
-		if old := before[name]; old != nil && same && old.unchanged(d) {
+		old := before[name]
+		if old != nil && same && old.unchanged(d) {
 			next[name] = old
+			continue
+		}
+		d.mu.Lock() // until it is introduced: nothing goes out before it knows what did
+		if old != nil {
+			d.inherit(old) // for a Birth of this moment
 		}
 	}
 	b.devices, b.cfg = next, cfg
-	added, removed := b.uplinksLocked(cfg)
 	b.mu.Unlock()
 
 	for _, d := range sortDevices(before) {
@@ -46,6 +52,21 @@ func (b *Bridge) Update(cfg *config.Config) error {
 			b.introduce(d, before[d.cfg.Name])
 		}
 	}
+	b.updateUplinks(cfg)
+	b.knowDevices(sortDevices(next))
+	b.discover(false)
+	b.Changed()
+	return nil
+}
+
+// updateUplinks makes the table of uplinks and their topics follow the
+// configuration.
+func (b *Bridge) updateUplinks(cfg *config.Config) {
+	b.speaking.Lock()
+	defer b.speaking.Unlock()
+	b.mu.Lock()
+	added, removed := b.uplinksLocked(cfg)
+	b.mu.Unlock()
 	for _, name := range added {
 		b.board.post(b.word(b.uplinkTopic(name), wordOffline))
 	}
@@ -53,10 +74,6 @@ func (b *Bridge) Update(cfg *config.Config) error {
 		b.board.empty(b.uplinkTopic(name))
 		b.board.empty(b.uplinkTopic(name) + "/stats")
 	}
-	b.knowDevices()
-	b.discover(false)
-	b.Changed()
-	return nil
 }
 
 // uplinksLocked makes the table of uplinks follow the configuration and names
@@ -84,9 +101,8 @@ func (d *device) unchanged(n *device) bool {
 	return reflect.DeepEqual(d.cfg, n.cfg) && reflect.DeepEqual(d.bus, n.bus)
 }
 
-// introduce publishes a device that is new, or that replaces old.
+// introduce publishes a device that is new, or that replaces old, and unlocks it.
 func (b *Bridge) introduce(d, old *device) {
-	d.mu.Lock()
 	defer d.mu.Unlock()
 	if old == nil {
 		b.board.post(b.word(d.topics.status, wordOffline))

@@ -43,7 +43,9 @@ func newDownlink(fn func(context.Context, *embeddedbroker.Message) error) *downl
 	d := &downlink{fn: fn, queue: make(chan descent, downQueue), done: make(chan descent, downQueue), cancel: cancel}
 	d.wg.Go(func() {
 		for m := range d.queue {
-			m.err = d.fn(ctx, m.m)
+			if m.err = ctx.Err(); m.err == nil { // at the end nobody is left to acknowledge what waits: it comes again
+				m.err = d.fn(ctx, m.m)
+			}
 			d.done <- m
 		}
 	})

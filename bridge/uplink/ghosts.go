@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"busgate/buffer"
 )
@@ -38,6 +39,17 @@ func (l *Link) removed(r *buffer.Record) bool {
 	return false
 }
 
+// noted tells that a record may leave. One that empties a topic must not be ahead
+// of the note of it on disk: once it is acknowledged it does not come again, and
+// after a kill an older one would put a ghost there.
+func (l *Link) noted(r *buffer.Record) bool {
+	if !r.Retain || len(r.Payload) > 0 || !l.set.retain {
+		return true
+	}
+	l.removed(r)
+	return l.emptying == nil || l.emptied[r.Topic] != r.Seq // there was no room for it
+}
+
 // keepEmptied remembers over a restart what is emptied.
 func (l *Link) keepEmptied() {
 	if l.o.Keep == nil {
@@ -47,7 +59,9 @@ func (l *Link) keepEmptied() {
 	for t, seq := range l.emptied {
 		b = fmt.Appendf(b, "%d %q\n", seq, t)
 	}
-	l.o.Keep(factEmptied, b, func(error) {})
+	done := make(chan error, 1)
+	l.emptying, l.noting = done, time.Now()
+	l.o.Keep(factEmptied, b, func(err error) { done <- err })
 }
 
 // loadEmptied takes over what an earlier process noted.

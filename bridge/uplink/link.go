@@ -118,6 +118,8 @@ type Link struct {
 	run       int               // live packets since the last of the backlog
 	poor      bool              // the budget holds the backlog back
 	emptied   map[string]uint64 // sequence numbers of the records that emptied retained topics
+	emptying  chan error        // the answer of the store to the last note of them; nil: none is under way
+	noting    time.Time         // since then
 	unclosed  []lastNumber      // closing numbers that the cloud has not acknowledged, oldest first
 	packed    *flight           // the last batch, while it has not left
 	deflater  deflater
@@ -248,14 +250,22 @@ func (l *Link) begin() {
 		}
 	}
 	done := uint64(0)
+	var owed []uint64
 	for _, o := range l.src.Owed() {
-		if !o.Released || o.Ord <= done {
+		if !o.Released {
+			continue
+		}
+		if owed = append(owed, o.Ord); o.Ord <= done {
 			continue
 		}
 		done = o.Ord
 		if b := l.bounds[o.Ord]; b != nil {
 			done = b.last
 		}
-		l.s.add(&flight{first: o.Ord, last: done, qos: 2, step: released, again: true})
+		l.s.add(&flight{first: o.Ord, last: done, qos: 2, step: releasing, again: true})
+	}
+	if len(owed) > 0 { // an earlier link of this process may have ended before the store had kept it
+		l.s.busy, l.since = true, time.Now()
+		l.src.Release(l.answer(), owed...)
 	}
 }

@@ -56,7 +56,7 @@ func (l *Link) publish(e *epoch, now time.Time) {
 			*q = (*q)[1:]
 			continue
 		}
-		if full = l.full(); full {
+		if full = l.full(); full || !l.noted(&(*q)[0].Record) {
 			break
 		}
 		f := l.pack((*q)[:n], now)

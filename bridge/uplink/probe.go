@@ -247,6 +247,7 @@ func (p *probe) canary(w, reader *wire, topic string) error {
 		return err
 	}
 	return p.step(true, StepDelivered, func() (string, error) {
+		_ = reader.conn.SetDeadline(time.Now().Add(probeWait)) // publishing had a time of its own
 		_, err := awaitPacket(reader, func(a packets.ControlPacket) bool {
 			m, ok := a.(*packets.PublishPacket)
 			return ok && bytes.Equal(m.Payload, text)

@@ -165,6 +165,8 @@ func (l *Link) drive(ctx context.Context, e *epoch, in <-chan []packets.ControlP
 			if err := l.wasCut(err); err != nil {
 				return err
 			}
+		case <-l.emptying: // kept or not: more cannot be done
+			l.emptying = nil
 		case <-e.w.moved:
 			l.flushed(e, time.Now())
 		case d := <-l.down.done:
@@ -350,6 +352,9 @@ func (l *Link) tick(e *epoch, now time.Time) error {
 	if l.s.busy && now.Sub(l.since) >= l.timing.release {
 		return l.hanging()
 	}
+	if l.emptying != nil && now.Sub(l.noting) >= l.timing.release {
+		l.emptying = nil // a disk that hangs holds up nothing else
+	}
 	if !e.overflow.IsZero() && now.Sub(e.overflow) >= downPatience {
 		return &closing{reason: "down-overflow", err: errors.New("messages from the cloud were not taken in time; it sends them again")}
 	}
@@ -364,6 +369,9 @@ func (l *Link) tick(e *epoch, now time.Time) error {
 	l.renew(e, now)
 	if e.reach > 0 && (e.progressed || l.waiting() == 0) && l.suspect.pardons(now) {
 		l.amnesty()
+		if l.repack && e.leave.IsZero() { // what is in flight belongs to the session as it was
+			e.leave = now.Add(drainPatience)
+		}
 	}
 	l.assess(e, now)
 	return nil

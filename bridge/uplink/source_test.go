@@ -13,7 +13,7 @@ import (
 
 // fakeStore is a Source that knows what a kill leaves: acknowledgements are
 // durable when save is called, or at once if noted, up to the first that is
-// missing; releases when their answer comes. Record i has ord base+i+1.
+// missing; releases when their answer comes, though Owed tells of them before. Record i has ord base+i+1.
 type fakeStore struct {
 	mu       sync.Mutex
 	base     uint64
@@ -25,6 +25,7 @@ type fakeStore struct {
 	again    []uint64
 	acked    map[uint64]bool
 	saved    map[uint64]bool // acked, on disk
+	asked    map[uint64]bool // released, on disk or not yet
 	released map[uint64]bool // on disk
 	answers  []func()        // of Release and Unrelease, not yet given; only with manual
 	manual   bool            // answers wait for commit
@@ -42,7 +43,7 @@ type fakeStore struct {
 
 func newFakeStore(base uint64, window int) *fakeStore {
 	return &fakeStore{
-		base: base, window: window, acked: map[uint64]bool{}, saved: map[uint64]bool{}, released: map[uint64]bool{},
+		base: base, window: window, acked: map[uint64]bool{}, saved: map[uint64]bool{}, asked: map[uint64]bool{}, released: map[uint64]bool{},
 		wake: make(chan struct{}),
 	}
 }
@@ -199,6 +200,11 @@ func (f *fakeStore) commit() bool {
 
 func (f *fakeStore) Release(then func(error), ords ...uint64) {
 	ords = slices.Clone(ords)
+	f.mu.Lock()
+	for _, o := range ords {
+		f.asked[o] = true
+	}
+	f.mu.Unlock()
 	f.answer(func() {
 		for _, o := range ords {
 			f.released[o] = true
@@ -207,6 +213,9 @@ func (f *fakeStore) Release(then func(error), ords ...uint64) {
 }
 
 func (f *fakeStore) Unrelease(then func(error)) {
+	f.mu.Lock()
+	clear(f.asked)
+	f.mu.Unlock()
 	f.answer(func() { clear(f.released) }, then)
 }
 
@@ -218,7 +227,7 @@ func (f *fakeStore) Rewind() {
 	}
 	f.again = nil
 	for i := f.doneLocked(); i < f.leased; i++ {
-		if o := f.base + uint64(i) + 1; !f.acked[o] && !f.released[o] {
+		if o := f.base + uint64(i) + 1; !f.acked[o] && !f.asked[o] {
 			f.again = append(f.again, o)
 		}
 	}
@@ -231,7 +240,7 @@ func (f *fakeStore) Owed() []buffer.Owed {
 	var out []buffer.Owed
 	for i := f.doneLocked(); i < f.leased; i++ {
 		if o := f.base + uint64(i) + 1; !f.acked[o] {
-			out = append(out, buffer.Owed{Ord: o, Released: f.released[o]})
+			out = append(out, buffer.Owed{Ord: o, Released: f.asked[o]})
 		}
 	}
 	return out
@@ -285,7 +294,7 @@ func (f *fakeStore) kill() *fakeStore {
 	}
 	for o := range f.released {
 		if !g.acked[o] {
-			g.released[o] = true
+			g.asked[o], g.released[o] = true, true
 		}
 	}
 	for i := g.doneLocked(); i < g.leased; i++ {
