@@ -32,10 +32,10 @@ type bus struct {
 	done   chan struct{}
 
 	mu      sync.Mutex
-	cancel  context.CancelFunc
-	started bool
-	mail    []*config.Device // a new list of devices; nil: none
-	asked   map[string]bool  // devices to read once; nil: none
+	cancel  context.CancelFunc // of run; nil before
+	over    bool               // nothing is taken any more
+	mail    []*config.Device   // a new list of devices; nil: none
+	asked   map[string]bool    // devices to read once; nil: none
 	queue   []*job
 	refused uint64
 	guests  []*visit
@@ -53,7 +53,8 @@ type bus struct {
 	load    load
 	allowed time.Duration // bus time saved up for probes
 	accrued time.Time
-	writes  int // and visits, since the last poll
+	writes  int    // and visits, since the last poll
+	again   *group // polled last and urgent again: first others have their turn
 	trouble
 	evidence
 	errors   hourly
@@ -76,21 +77,29 @@ func newBus(f *Fleet, cfg *config.Bus, devs []*config.Device) *bus {
 	return b
 }
 
-func (b *bus) setCancel(cancel context.CancelFunc) {
+// begin notes how to end the goroutine. It is false when the bus was stopped
+// before: then there is none.
+func (b *bus) begin(cancel context.CancelFunc) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.cancel, b.started = cancel, true
+	b.cancel = cancel
+	return !b.over
 }
 
-// stop ends the goroutine after the exchange in flight.
+// stop ends the goroutine after the exchange in flight. One that has not begun
+// never will.
 func (b *bus) stop() {
 	b.mu.Lock()
-	cancel, started := b.cancel, b.started
+	cancel := b.cancel
+	b.over = b.over || cancel == nil
 	b.mu.Unlock()
-	if started {
-		cancel()
-		<-b.done
+	if cancel == nil {
+		b.refuseAll(false)
+		b.turnAway(errStopped)
+		return
 	}
+	cancel()
+	<-b.done
 }
 
 // dismiss says that the devices of a stopped bus are offline; those that stay
@@ -219,8 +228,8 @@ func (b *bus) adopt(ctx context.Context, list []*config.Device, now time.Time) {
 		}
 		b.devs = append(b.devs, d)
 	}
-	for _, d := range old { // gone, or another device now
-		if d.online {
+	for _, d := range old { // gone, or another device now; what has moved, its new bus tells of
+		if d.online && !b.fleet.elsewhere(d.cfg.Name, b.name) {
 			b.fleet.sink.Health(ctx, Health{Device: d.cfg.Name})
 		}
 	}
@@ -278,13 +287,16 @@ func (b *bus) work(ctx context.Context) {
 // poll reads one group.
 func (b *bus) poll(ctx context.Context, g *group) {
 	b.writes = 0
+	b.again, g.urgent = nil, false
 	a, err := b.field.Poll(ctx, &g.Group, b.pause)
 	now := time.Now()
 	if err != nil {
 		b.failIf(ctx, err)
 		return
 	}
-	g.urgent = false
+	if g.urgent { // for a write in a pause
+		b.again = g
+	}
 	g.next(now, b.load.stretch, b.epoch)
 	g.used += a.Used
 	b.polls.note(a.Used)

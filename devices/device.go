@@ -105,6 +105,12 @@ func (d *device) become(cfg *config.Device, now time.Time) bool {
 	}
 	d.cfg = cfg
 	d.regroup(now)
+	for word, p := range d.problems {
+		if p.group != nil { // a round of the new group solves it, or finds it again
+			k := slices.IndexFunc(d.groups, func(g *group) bool { return g.Interval == p.group.Interval })
+			d.problems[word] = problem{p.report, d.groups[max(k, 0)]}
+		}
+	}
 	return true
 }
 

@@ -104,7 +104,10 @@ func (f *Fleet) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	start := func(b *bus) {
 		bctx, cancel := context.WithCancel(ctx)
-		b.setCancel(cancel)
+		if !b.begin(cancel) {
+			cancel()
+			return
+		}
 		wg.Go(func() {
 			defer cancel()
 			b.run(bctx, ctx)
@@ -141,7 +144,8 @@ func (f *Fleet) Update(cfg *config.Config) error {
 	}
 	f.updating.Lock()
 	defer f.updating.Unlock()
-	stay := map[string]*bus{}
+	was := f.cfg // only Update changes it
+	stay, taps := map[string]*bus{}, map[string]*Tap{}
 	for _, b := range f.sorted() {
 		if len(wanted[b.name]) > 0 && reflect.DeepEqual(b.cfg, cfg.Buses[b.name]) {
 			stay[b.name] = b
@@ -149,21 +153,29 @@ func (f *Fleet) Update(cfg *config.Config) error {
 		}
 		b.stop() // without f.mu: its last round may ask for Status
 		b.dismiss()
+		taps[b.name] = b.tap
 	}
+	all := maps.Clone(stay)
 	var fresh []*bus
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
-		if b := stay[name]; b != nil {
-			b.deliver(wanted[name])
+		if stay[name] != nil {
 			continue
 		}
 		b := newBus(f, cfg.Buses[name], wanted[name])
-		stay[name], fresh = b, append(fresh, b)
+		if t := taps[name]; t != nil {
+			b.tap = t // who watches goes on
+		}
+		all[name], fresh = b, append(fresh, b)
 	}
 	f.mu.Lock()
-	f.buses, f.cfg = stay, cfg
+	f.buses, f.cfg = all, cfg
 	maps.DeleteFunc(f.ids, func(name string, _ *idRing) bool { return cfg.Devices[name] == nil })
 	starts := f.starts
 	f.mu.Unlock()
+	f.move(was, cfg, stay)
+	for name, b := range stay {
+		b.deliver(wanted[name])
+	}
 	if starts == nil {
 		return nil // Run will start them
 	}
@@ -171,9 +183,29 @@ func (f *Fleet) Update(cfg *config.Config) error {
 		select {
 		case starts <- b:
 		case <-f.ended:
+			b.stop()
 		}
 	}
 	return nil
+}
+
+// move says that the devices are offline that leave a bus which goes on: it may
+// be busy with an exchange, and would say so when the new one has them online.
+func (f *Fleet) move(was, cfg *config.Config, stay map[string]*bus) {
+	for _, name := range slices.Sorted(maps.Keys(cfg.Devices)) {
+		old, d := was.Devices[name], cfg.Devices[name]
+		if old != nil && old.Enabled && d.Enabled && old.Bus != d.Bus && stay[old.Bus] != nil {
+			f.sink.Health(context.Background(), Health{Device: name})
+		}
+	}
+}
+
+// elsewhere says that a device is asked on another bus now.
+func (f *Fleet) elsewhere(device, bus string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d := f.cfg.Devices[device]
+	return d != nil && d.Enabled && d.Bus != bus
 }
 
 // Refresh reads a device once in the next free slot of its bus. Requests that

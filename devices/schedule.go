@@ -30,6 +30,7 @@ func (b *bus) pick(now time.Time) (g *group, blocked time.Duration) {
 
 func (b *bus) earliest(now time.Time, skip map[*group]bool) *group {
 	var best *group
+	urgent := func(g *group) bool { return g.urgent && g != b.again }
 	for _, d := range b.devs {
 		if d.resting {
 			continue
@@ -39,9 +40,9 @@ func (b *bus) earliest(now time.Time, skip map[*group]bool) *group {
 				continue
 			}
 			switch {
-			case best == nil || g.urgent && !best.urgent:
+			case best == nil || urgent(g) && !urgent(best):
 				best = g
-			case g.urgent == best.urgent && g.deadline(b.load.stretch).Before(best.deadline(b.load.stretch)):
+			case urgent(g) == urgent(best) && g.deadline(b.load.stretch).Before(best.deadline(b.load.stretch)):
 				best = g
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"time"
 
@@ -54,8 +55,12 @@ func (c *Closed) Error() string { return c.Report.Who + ": " + c.Report.Text }
 // ErrBusy says that too many visitors wait already.
 var ErrBusy = fmt.Errorf("too many wait for this bus (%d)", maxVisits)
 
-// errStopped ends the visits of a bus that ends.
-var errStopped = errors.New("the bus is closed or opened anew with another configuration; try again")
+// errStopped ends the visits of a bus that ends, errChanged a read by a
+// configuration that is not that of the bus.
+var (
+	errStopped = errors.New("the bus is closed or opened anew with another configuration; try again")
+	errChanged = errors.New("the configuration has changed; try again")
+)
 
 // Visit runs v.Do between two exchanges of a bus. Polls and writes of the bus
 // wait meanwhile and go on after it. Errors: *Closed while the wire is closed,
@@ -67,6 +72,11 @@ func (f *Fleet) Visit(ctx context.Context, bus string, v Visit) error {
 	if b == nil {
 		return fmt.Errorf("bus %s has no devices, so that it is not open", report.Name(bus))
 	}
+	return b.receive(ctx, v)
+}
+
+// receive is Visit on one bus.
+func (b *bus) receive(ctx context.Context, v Visit) error {
 	w := &visit{Visit: v, ctx: ctx, done: make(chan error, 1)}
 	if err := b.invite(w); err != nil {
 		return err
@@ -94,7 +104,8 @@ func (f *Fleet) Tap(bus string) *Tap {
 }
 
 // Read reads points of a device in the next free slot, as a poll would, but for
-// the caller alone: no Round comes of it. points are indices; nil is all.
+// the caller alone: no Round comes of it. points are indices; nil is all. A
+// configuration that changes meanwhile is an error.
 func (f *Fleet) Read(ctx context.Context, device string, points []int) (Answer, error) {
 	b, cfg, err := f.busOf(device)
 	if err != nil {
@@ -106,12 +117,28 @@ func (f *Fleet) Read(ctx context.Context, device string, points []int) (Answer, 
 			g.Points = append(g.Points, i)
 		}
 	}
+	if slices.ContainsFunc(points, func(i int) bool { return i < 0 || i >= len(cfg.Points) }) {
+		return Answer{}, errChanged
+	}
 	var a Answer
-	err = f.Visit(ctx, b.name, Visit{Name: "busgate read", Do: func(ctx context.Context, field Field) (err error) {
+	changed := false
+	err = b.receive(ctx, Visit{Name: "busgate read", Do: func(ctx context.Context, field Field) (err error) {
+		if changed = !b.asks(cfg); changed {
+			return nil
+		}
 		a, err = field.Poll(ctx, g, func(ctx context.Context) error { return ctx.Err() })
 		return err
 	}})
+	if err == nil && changed {
+		err = errChanged
+	}
 	return a, err
+}
+
+// asks says that the bus has a device with just this configuration. The
+// goroutine of the bus calls it.
+func (b *bus) asks(cfg *config.Device) bool {
+	return slices.ContainsFunc(b.devs, func(d *device) bool { return reflect.DeepEqual(d.cfg, cfg) })
 }
 
 // Bus is the configuration of a bus that is in force, nil when there is none.
@@ -142,10 +169,8 @@ func (f *Fleet) where(key string) (file string, line int, ok bool) {
 func (b *bus) invite(v *visit) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	select {
-	case <-b.done:
+	if b.over {
 		return errStopped
-	default:
 	}
 	if len(b.guests) >= maxVisits {
 		return ErrBusy
@@ -171,6 +196,9 @@ func (b *bus) nextVisit() (v *visit, wait time.Duration) {
 	defer b.mu.Unlock()
 	wait = -1
 	for i, g := range b.guests {
+		if g.Alone && len(b.queue) > 0 { // what was promised is done first
+			continue
+		}
 		if !g.Share || b.lendable > 0 {
 			b.guests = slices.Delete(b.guests, i, i+1)
 			return g, -1
@@ -189,9 +217,14 @@ func (b *bus) lend(ctx context.Context, v *visit) {
 	if v.Alone {
 		b.setHost(v.Name)
 		b.show()
-		defer b.setHost("")
 	}
 	err := v.Do(vctx, b.field)
+	if v.Alone { // before its visitor knows
+		b.setHost("")
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) { // by the bus
+		err = errStopped
+	}
 	used := time.Since(start)
 	if v.Share {
 		b.lendable -= used

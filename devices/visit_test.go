@@ -138,6 +138,36 @@ func TestAloneGuestKeepsCommandsOut(t *testing.T) {
 	})
 }
 
+// A command that was taken is read back before the bus only listens.
+func TestAloneGuestWaitsForWhatWasPromised(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		u := counting(1, 0)
+		p := relayPlant(t, u)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		written(u, func(_ sim.Table, _, w uint16) uint16 {
+			time.AfterFunc(500*time.Millisecond, func() { u.Set(sim.Holding, 10, w) })
+			return 50
+		})
+		time.AfterFunc(50*time.Millisecond, func() {
+			ended <- p.fleet.Visit(ctx, "meters", devices.Visit{Name: "busgate monitor --listen-only", Alone: true,
+				Do: func(ctx context.Context, _ devices.Field) error { <-ctx.Done(); return ctx.Err() }})
+		})
+		time.AfterFunc(time.Hour, cancel)
+		begin := time.Now()
+		if got := p.write("limit", "80"); got != "80" || time.Since(begin) > 5*time.Second {
+			t.Errorf("%s after %v", got, time.Since(begin))
+		}
+		time.Sleep(time.Second)
+		if buses, _ := p.fleet.Status(); buses[0].Guest == "" {
+			t.Error("the guest has not got the bus")
+		}
+		cancel()
+		<-ended
+		p.stop()
+	})
+}
+
 func TestVisitsOfABusThatIsClosed(t *testing.T) {
 	virtual(t, func(t *testing.T) {
 		p := newPlant(t, []*sim.Unit{counting(1, 0)}, meter("a", 1, time.Second, 3))

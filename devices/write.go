@@ -23,7 +23,7 @@ type job struct {
 	device, point string
 	cmd           Command
 	arrived       time.Time
-	result        chan Result // holds one; nil for a safe value
+	entry         *idEntry // is finished with its end; nil for a safe value
 
 	at      time.Time // not before
 	sent    time.Time // zero: not sent yet
@@ -61,19 +61,18 @@ func (f *Fleet) Write(ctx context.Context, c Command) (Result, error) {
 			return Result{}, ctx.Err()
 		}
 	}
-	j := &job{device: c.Device, point: c.Point, cmd: c, arrived: start, result: make(chan Result, 1)}
+	j := &job{device: c.Device, point: c.Point, cmd: c, arrived: start, entry: entry}
 	if r := b.enqueue(j); r.Code != "" {
 		f.forget(c, entry)
 		return answer(r)
 	}
 	select {
-	case r := <-j.result:
-		r.Took = time.Since(start)
-		entry.finish(r)
-		return r, nil
+	case <-entry.done:
+		return entry.result, nil
 	case <-ctx.Done():
-		b.abandon(j)
-		f.forget(c, entry)
+		if b.abandon(j) {
+			f.forget(c, entry)
+		}
 		return Result{}, ctx.Err()
 	}
 }
@@ -161,37 +160,39 @@ func (b *bus) enqueue(j *job) Result {
 		b.refused++
 		return Result{Code: "refused", Text: fmt.Sprintf("too many commands wait for bus %s (%d)", b.name, maxQueue)}
 	}
-	select {
-	case <-b.done:
+	if b.over {
 		return Result{Code: "refused", Text: "the bus " + b.name + " is closed"}
-	default:
 	}
 	b.queue = append(b.queue, j)
 	b.poke()
 	return Result{}
 }
 
-// abandon drops a job that was not sent; one that was runs to its end.
-func (b *bus) abandon(j *job) {
+// abandon drops a job that was not sent, and says so; one that was runs to its end.
+func (b *bus) abandon(j *job) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if j.sent.IsZero() {
-		b.dropLocked(j)
-	}
+	return j.sent.IsZero() && b.dropLocked(j)
 }
 
-func (b *bus) dropLocked(j *job) {
+// dropLocked takes a job from the queue. Who has taken it answers it.
+func (b *bus) dropLocked(j *job) bool {
+	n := len(b.queue)
 	b.queue = slices.DeleteFunc(b.queue, func(k *job) bool { return k == j })
+	return len(b.queue) < n
 }
 
 // end answers a job and takes it from the queue.
 func (b *bus) end(j *job, r Result) {
 	b.mu.Lock()
-	b.dropLocked(j)
+	mine := b.dropLocked(j)
 	b.mu.Unlock()
-	if j.result != nil {
-		j.result <- r
-	} else if r.Code != "" {
+	switch {
+	case !mine: // its client has left
+	case j.entry != nil:
+		r.Took = time.Since(j.arrived)
+		j.entry.finish(r)
+	case r.Code != "":
 		b.log.Warn("a safe value was not written", "device", j.device, "point", j.point, "err", r.Text)
 	}
 }
@@ -235,7 +236,7 @@ func (b *bus) coilOf(j *job) *config.Point {
 		return nil
 	}
 	_, p := b.find(j)
-	if p == nil || p.Table != "coil" || p.Pulse {
+	if p == nil || p.Table != "coil" || p.Pulse || !p.Write {
 		return nil
 	}
 	return p
@@ -297,12 +298,13 @@ func (b *bus) expired(j *job, now time.Time) Result {
 	return Result{Code: "expired", Text: fmt.Sprintf("expired: waited %.0f s for bus %s", now.Sub(j.arrived).Seconds(), b.name)}
 }
 
-// refuseAll answers who still waits when the bus ends.
+// refuseAll answers who still waits when the bus ends. From here on it takes nothing.
 func (b *bus) refuseAll(stopping bool) {
 	b.mu.Lock()
-	queue := b.queue
+	b.over = true
+	queue := slices.Clone(b.queue)
 	b.mu.Unlock()
-	for _, j := range slices.Clone(queue) {
+	for _, j := range queue {
 		switch {
 		case !j.sent.IsZero():
 			b.end(j, Result{Code: "unknown", Text: "the gateway stopped while writing: whether it was done is unknown"})

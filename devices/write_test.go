@@ -299,6 +299,64 @@ func TestTheSameCommandIsDoneOnce(t *testing.T) {
 	})
 }
 
+// A command that was sent is done, whether or not its client stays: who sends it
+// again under its ID gets the result of the first.
+func TestTheSameCommandAfterItsClientLeft(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		u := counting(1, 0)
+		p := relayPlant(t, u)
+		ctx, leave := context.WithCancel(t.Context())
+		list := written(u, func(_ sim.Table, _, w uint16) uint16 {
+			leave() // it is done, and not yet read back
+			return w
+		})
+		id := func(c *devices.Command) { c.ID = "a1" }
+		c := devices.Command{Device: "relays", Point: "limit", Text: "80"}
+		id(&c)
+		if _, err := p.fleet.Write(ctx, c); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		if got := p.write("limit", "20", id); got != "80" {
+			t.Errorf("the same command again: %s", got)
+		}
+		if got := strings.Join(list(), " "); got != "3:10=80" {
+			t.Errorf("written: %s", got)
+		}
+		p.stop()
+	})
+}
+
+// A command between two requests of a round is followed by a round with its
+// value: the one on its way may have read the point before.
+func TestTheStateFollowsACommandWithinARound(t *testing.T) {
+	virtual(t, func(t *testing.T) {
+		u := counting(1, 0)
+		p := relayPlant(t, u, func(d *config.Device) {
+			d.Interval = time.Hour
+			d.Points = append(d.Points, holding("last", 1000, "uint16"))
+		})
+		time.Sleep(2 * time.Hour)
+		before := len(p.of("relays"))
+		if err := p.fleet.Refresh("relays"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(40 * time.Millisecond) // into its second request
+		for i, v := range []string{"true", "80"} {
+			if got := p.write([]string{"relay1", "limit"}[i], []string{"on", "80"}[i]); got != v {
+				t.Fatal(got)
+			}
+		}
+		during := len(p.of("relays")) - before
+		time.Sleep(10 * time.Second)
+		rounds := p.of("relays")
+		last := rounds[len(rounds)-1]
+		if during != 0 || last.Values[3].Value.String() != "80" || last.Values[4].Value.String() != "true" {
+			t.Errorf("%d rounds before the command was done; 10 s after it: %+v", during, last)
+		}
+		p.stop()
+	})
+}
+
 func TestAdjacentCoilsGoInOneRequest(t *testing.T) {
 	virtual(t, func(t *testing.T) {
 		u := counting(1, 0)

@@ -62,7 +62,7 @@ func (b *bus) send(ctx context.Context, run []*job, d *device, p *config.Point) 
 	b.mu.Lock()
 	for _, j := range run {
 		j.sent = now
-		if j.result != nil { // not a safe value
+		if j.entry != nil { // not a safe value
 			d.commanded(j.point, now)
 		}
 	}

@@ -271,15 +271,28 @@ func openControl(path string) (net.Listener, error) {
 	return ln, nil
 }
 
-// serveControl answers commands until ctx ends.
+// serveControl answers commands until ctx ends. No request is at work when it
+// returns.
 func serveControl(ctx context.Context, log *slog.Logger, ln net.Listener, h http.Handler) error {
+	var conns sync.WaitGroup
 	srv := &http.Server{
+		ConnState: func(_ net.Conn, s http.ConnState) {
+			switch s {
+			case http.StateNew: // before Serve returns
+				conns.Add(1)
+			case http.StateClosed: // the last thing that the goroutine of a connection does
+				conns.Done()
+			}
+		},
 		Handler: h, ReadHeaderTimeout: controlHeader, IdleTimeout: time.Minute,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug), BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	if err := srv.Serve(&limited{Listener: ln, free: make(chan struct{}, controlConns)}); !errors.Is(err, http.ErrServerClosed) {
+	err := srv.Serve(&limited{Listener: ln, free: make(chan struct{}, controlConns)})
+	srv.Close() // that connections were open is the only error there is
+	conns.Wait()
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("control socket: %w", err)
 	}
 	return nil

@@ -159,7 +159,12 @@ func (c *control) read(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusConflict, err)
 		return
 	}
-	reply(w, http.StatusOK, answerOf(c.fleet.Bus(dev.Bus), dev, a))
+	bus := c.fleet.Bus(dev.Bus)
+	if c.fleet.Device(q.Device) != dev {
+		refuse(w, http.StatusConflict, errors.New("the gateway was reloaded meanwhile; try again"))
+		return
+	}
+	reply(w, http.StatusOK, answerOf(bus, dev, a))
 }
 
 // commandAnswer is the answer to POST /v1/write.

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"busgate/devices/sim"
@@ -120,6 +124,32 @@ func TestControlSocketIsForOne(t *testing.T) {
 	}
 	if _, err := openControl(socket); err == nil || !strings.Contains(err.Error(), "in use by another busgate") {
 		t.Errorf("a second one: %v", err)
+	}
+}
+
+// TestControlWaitsForItsRequests: what the rooms below close is not used any more.
+func TestControlWaitsForItsRequests(t *testing.T) {
+	socket := socketPath(t)
+	ln, err := openControl(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var over atomic.Bool
+	h := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		stop()
+		<-r.Context().Done()
+		for range 10_000 { // who does not wait is gone by then
+			runtime.Gosched()
+		}
+		over.Store(true)
+	})
+	go newControlClient(socket).call(t.Context(), "/v1/status", nil, nil)
+	if err := serveControl(ctx, quiet, ln, h); err != nil {
+		t.Error(err)
+	}
+	if !over.Load() {
+		t.Error("a request is still at work")
 	}
 }
 

@@ -29,7 +29,7 @@ import (
 
 // How long each part may take to stop.
 const (
-	graceDevices  = 70 * time.Second // the exchange in flight: a timeout may be 60 s
+	graceDevices  = 70 * time.Second // the exchange in flight, also of a guest: a timeout may be 60 s
 	graceBroker   = 5 * time.Second
 	graceBridge   = 5 * time.Second
 	graceUplinks  = 15 * time.Second
@@ -193,7 +193,7 @@ func (g *gateway) serveControl(ln net.Listener, reload func(context.Context) (st
 		}
 		routes.ServeHTTP(w, r)
 	})
-	g.more = append(g.more, stage{name: "control", grace: graceBridge, run: func(ctx context.Context) error {
+	g.more = append(g.more, stage{name: "control", grace: graceDevices, run: func(ctx context.Context) error {
 		return serveControl(ctx, g.log, ln, counted)
 	}})
 }

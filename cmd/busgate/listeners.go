@@ -19,6 +19,7 @@ type listeners struct {
 	more chan struct{} // to Run: there are new ones
 
 	mu    sync.Mutex
+	shut  bool          // for good
 	cfg   config.Broker // that the doors are of
 	doors [doorKinds]door
 	fresh []net.Listener // not yet taken by Run
@@ -112,6 +113,9 @@ func (l *listeners) Door(ctx context.Context) error {
 func (l *listeners) Update(b *config.Broker) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.shut {
+		return errStopping
+	}
 	want := wanted(b)
 	only := *b // the broker with just the doors that are new
 	for i, addr := range []*string{&only.Listen, &only.TLS.Listen, &only.WebSocket.Listen, &only.Socket} {
@@ -194,10 +198,11 @@ func (d *door) inTheWayOf(addr string) bool {
 	return port == port2 && (host == host2 || every(host) || every(host2))
 }
 
-// Close closes the listeners, not the connections.
+// Close closes the listeners, not the connections. No others are opened.
 func (l *listeners) Close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.shut = true
 	for i := range l.doors {
 		l.doors[i].close()
 	}

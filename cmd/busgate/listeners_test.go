@@ -119,4 +119,14 @@ func TestListenersOnReload(t *testing.T) {
 		t.Error(err)
 	}
 	enter("tcp", "127.0.0.2:"+port).Close()
+
+	// A reload beside the stop lets nobody in any more.
+	l.Close()
+	if err := l.Update(&next); err != errStopping {
+		t.Errorf("a reload when the door is closed: %v", err)
+	}
+	if nc, err := net.Dial("unix", next.Socket); err == nil {
+		nc.Close()
+		t.Error("the socket is open again")
+	}
 }

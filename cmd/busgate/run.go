@@ -125,32 +125,29 @@ type reloader struct {
 func (r *reloader) reload(ctx context.Context) (text string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	defer func() {
-		if err != nil {
-			r.g.reloads.refused.Add(1)
-		} else {
-			r.g.reloads.ok.Add(1)
-		}
-	}()
+	const refused = "reload refused, the old configuration keeps running:"
+	refuse := func(why string, err error) (string, error) {
+		r.g.reloads.refused.Add(1) // before it is said: who hears of it may look
+		r.log.Error(refused + " " + why)
+		return "", err
+	}
 	tell(r.log, reloading())
 	defer tell(r.log, "READY=1")
 	cfg, problems := config.Load(r.file, profiles.FS)
 	var listed strings.Builder
 	if err := config.Print(&listed, problems); err != nil {
-		return "", err
+		return refuse(err.Error(), err)
 	}
-	const refused = "reload refused, the old configuration keeps running:"
 	if cfg == nil {
-		r.log.Error(refused + " " + count(len(problems), "problem", "problems") + " in " + r.file)
-		return "", errors.New(refused + "\n" + listed.String())
+		return refuse(count(len(problems), "problem", "problems")+" in "+r.file, errors.New(refused+"\n"+listed.String()))
 	}
 	changes, err := r.g.Update(ctx, cfg)
 	if err != nil {
-		r.log.Error(refused + " " + err.Error())
-		return "", fmt.Errorf("%s %w", refused, err)
+		return refuse(err.Error(), fmt.Errorf("%s %w", refused, err))
 	}
 	r.setLevel(cfg)
 	done := "reloaded: " + describe(changes, cfg)
+	r.g.reloads.ok.Add(1)
 	r.log.Info(done)
 	return listed.String() + done, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -8,6 +9,8 @@ import (
 	"testing"
 
 	"busgate/bridge/uplink/cloudtest"
+	"busgate/config"
+	"busgate/devices/profiles"
 	"busgate/devices/sim"
 )
 
@@ -47,6 +50,46 @@ func threeClouds(t *testing.T) map[string]*cloudtest.Broker {
 		clouds[name] = c
 	}
 	return clouds
+}
+
+// TestUplinkThatCannotBeChanged: the change fails when the old link has ended
+// already; the old configuration brings it back, and after a stop nobody waits for
+// the links.
+func TestUplinkThatCannotBeChanged(t *testing.T) {
+	t.Parallel()
+	text := fmt.Sprintf("[gateway]\nname = \"t\"\ndata_dir = %q\n[web]\nlisten = \"\"\n[broker]\nlisten = \"127.0.0.1:%d\"\n"+
+		"[uplink.cloud]\naddresses = [\"mqtt://127.0.0.1:1\"]\n", t.TempDir(), freePort(t))
+	cfg, problems := config.Parse("busgate.toml", text, profiles.FS)
+	if cfg == nil {
+		t.Fatal(problems)
+	}
+	g, err := openGateway(cfg, quiet, gatewayOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	run := make(chan error, 1)
+	go func() { run <- g.uplinks.Run(ctx) }()
+	bad, u := *cfg, *cfg.Uplinks["cloud"]
+	u.QoS, u.Addresses = 2, nil
+	bad.Uplinks = map[string]*config.Uplink{"cloud": &u}
+	changed := []config.Change{{Name: "cloud", Effect: config.Restart}}
+	if err := g.uplinks.Update(t.Context(), &bad, changed); err == nil || !strings.Contains(err.Error(), "no addresses") {
+		t.Errorf("without an address: %v", err)
+	}
+	if err := g.uplinks.Update(t.Context(), cfg, changed); err != nil || g.uplinks.links["cloud"] == nil {
+		t.Errorf("back to the old configuration: %v", err)
+	}
+	stop()
+	if err := <-run; err != nil {
+		t.Error(err)
+	}
+	limit, cancel := context.WithTimeout(t.Context(), waitLong)
+	defer cancel()
+	if err := g.uplinks.Update(limit, cfg, []config.Change{{Name: "cloud", Effect: config.Removed}}); err != errStopping {
+		t.Errorf("after the stop: %v", err)
+	}
 }
 
 // TestReloadOfUplinks changes an uplink from QoS 1 to 2, adds one and removes

@@ -21,6 +21,7 @@ import (
 type uplinks struct {
 	g       *gateway
 	changes chan func(context.Context, *runningLinks) // to Run
+	over    chan struct{}                             // closed when Run takes no more of them
 	names   templates
 
 	mu    sync.Mutex
@@ -75,7 +76,7 @@ type runningLink struct {
 }
 
 func newUplinks(g *gateway) *uplinks {
-	return &uplinks{g: g, changes: make(chan func(context.Context, *runningLinks)), links: map[string]*openLink{}}
+	return &uplinks{g: g, changes: make(chan func(context.Context, *runningLinks)), over: make(chan struct{}), links: map[string]*openLink{}}
 }
 
 // open makes the links of a configuration; Run starts them.
@@ -190,6 +191,7 @@ func (u *uplinks) Run(ctx context.Context) error {
 			u.publishStats()
 		}
 	}
+	close(u.over)
 	if err == nil {
 		u.sync()
 	}
@@ -249,6 +251,9 @@ func (u *uplinks) change(ctx context.Context, cfg *config.Config, name string) e
 	u.mu.Lock()
 	l := u.links[name]
 	u.mu.Unlock()
+	if l == nil { // a change of it has failed half-way
+		return u.add(ctx, cfg, name)
+	}
 	if uplink.ConsumerOptions(cfg.Uplinks[name], name) == l.options {
 		if err := l.link.Update(cfg.Uplinks[name]); err != nil {
 			return err
@@ -302,6 +307,9 @@ func (u *uplinks) end(ctx context.Context, name string) error {
 	return nil
 }
 
+// errStopping is the end of a reload beside a stop.
+var errStopping = errors.New("the gateway stops")
+
 // do runs f on the goroutine of Run, with the context of the links.
 func (u *uplinks) do(ctx context.Context, f func(context.Context, *runningLinks)) error {
 	done := make(chan struct{})
@@ -309,6 +317,8 @@ func (u *uplinks) do(ctx context.Context, f func(context.Context, *runningLinks)
 	case u.changes <- func(all context.Context, r *runningLinks) { defer close(done); f(all, r) }:
 		<-done
 		return nil
+	case <-u.over:
+		return errStopping
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -82,17 +82,19 @@ func (t *TCP) burst(ctx context.Context, flights []flight, p patience) {
 	if err == nil {
 		err = t.sendAll(flights)
 	}
+	wait := func() error { return t.conn.SetReadDeadline(time.Now().Add(p.timeout)) }
+	if err == nil {
+		err = wait()
+	}
 	for left := len(flights); err == nil && left > 0; {
 		var ans []byte
-		if err = t.conn.SetReadDeadline(time.Now().Add(p.timeout)); err != nil {
-			break
-		}
 		if ans, err = t.frame(); err != nil {
 			break
 		}
 		var f *flight
-		if f, err = t.flightOf(ans, flights); f != nil {
+		if f, err = t.flightOf(ans, flights); f != nil { // what nobody waits for gives no time
 			left--
+			err = wait()
 		}
 	}
 	switch {

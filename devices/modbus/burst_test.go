@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"strconv"
@@ -232,6 +233,43 @@ func TestWhoseAnswerInFlight(t *testing.T) {
 		if _, err := link.flightOf(adu(1, 2, 3, 2, 0, 7), flights); !errors.Is(err, devices.ErrBadFrame) {
 			t.Error(err)
 		}
+	})
+}
+
+// A device that says the same answer for ever does not hold the bus.
+func TestOneAnswerForEverInFlight(t *testing.T) {
+	cfg := tcpBus("192.168.10.40:502")
+	cfg.Pipeline, cfg.Retries = 4, 0
+	synctest.Test(t, func(t *testing.T) {
+		var wg sync.WaitGroup
+		tcp := newTCP(cfg.TCP, func(context.Context) (net.Conn, error) {
+			near, far := net.Pipe()
+			wg.Go(func() {
+				var ask [12]byte
+				if _, err := io.ReadFull(far, ask[:]); err != nil {
+					return
+				}
+				wg.Go(func() { io.Copy(io.Discard, far) })
+				ans := append(append([]byte(nil), ask[:5]...), 5, ask[6], ask[7], 2, 0, 7)
+				for range 1000 { // else the test ends when its time is over
+					if _, err := far.Write(ans); err != nil {
+						return
+					}
+					time.Sleep(cfg.Timeout / 2)
+				}
+			})
+			return near, nil
+		}, nil)
+		f := &field{bus: cfg, log: slog.New(slog.DiscardHandler), timing: timingOf(cfg)}
+		f.Devices(nil)
+		f.setLink(tcp, &tcpPackager{})
+		begin := time.Now()
+		a, err := f.Poll(t.Context(), groupOf(testDevice(1, 0, 400, 800, 1200)), noPause)
+		if took := time.Since(begin); err != nil || len(a.Values) != 1 || took > 2*cfg.Timeout {
+			t.Errorf("%v after %v: %s", err, took, texts(a))
+		}
+		f.Close()
+		wg.Wait()
 	})
 }
 

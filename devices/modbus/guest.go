@@ -54,11 +54,7 @@ func Ask(ctx context.Context, wire devices.Field, q Question) (Reply, error) {
 		host.link.owing(seal([]byte{lastUnit, 4, 0, 0, 0, 1})) // looks through what has come
 		return host.reply(nil, exchange{}), nil
 	}
-	at := 1
-	if _, tcp := host.link.(*TCP); tcp {
-		at = headerLen
-	}
-	if len(q.ADU) <= at+2 || len(q.ADU) > maxADU || !slices.Contains(readers, q.ADU[at]) {
+	if _, tcp := host.link.(*TCP); !harmless(q.ADU, tcp) {
 		return Reply{}, fmt.Errorf("a guest may only read: % x", q.ADU[:min(len(q.ADU), 16)])
 	}
 	p := patience{timeout: min(max(q.Timeout, 0), maxWindow), window: min(max(q.Window, 0), maxWindow)}
@@ -73,6 +69,25 @@ func Ask(ctx context.Context, wire devices.Field, q Question) (Reply, error) {
 		return Reply{}, err
 	}
 	return r, nil
+}
+
+// harmless says that adu is a whole request which changes nothing: functions 1 to
+// 4 with address and count, 0x11 alone, 0x2B with kind, code and object (Modbus AP
+// v1.1b3, 6). On a line it is to one unit.
+func harmless(adu []byte, tcp bool) bool {
+	at, tail := 1, 2 // of the function; the check
+	if tcp {
+		at, tail = headerLen, 0
+	}
+	if len(adu) <= at || !tcp && adu[0] == 0 || !slices.Contains(readers, adu[at]) {
+		return false
+	}
+	more := map[byte]int{0x11: 0, 0x2B: 3}
+	n, short := more[adu[at]]
+	if !short {
+		n = 4
+	}
+	return len(adu) == at+1+n+tail
 }
 
 // reply hands the late answers of units that the host does not know to the guest.

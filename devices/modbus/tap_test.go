@@ -215,6 +215,9 @@ func TestGuestsMayOnlyRead(t *testing.T) {
 		if _, err := Ask(t.Context(), f, Question{ADU: []byte{1, 3}}); err == nil {
 			t.Error("half a frame was sent")
 		}
+		if _, err := Ask(t.Context(), f, Question{ADU: seal([]byte{1, 3}), Timeout: time.Second}); err == nil {
+			t.Error("a read of nothing was sent")
+		}
 		r, err := Ask(t.Context(), f, Question{ADU: ask, Timeout: time.Second})
 		if err != nil || !bytes.Equal(r.ADU, answer) || r.Failure != "" {
 			t.Errorf("%+v %v", r, err)
@@ -224,6 +227,36 @@ func TestGuestsMayOnlyRead(t *testing.T) {
 			t.Errorf("%+v %v", r, err)
 		}
 	})
+}
+
+func TestWhatAGuestMayAsk(t *testing.T) {
+	mbap := func(pdu ...byte) []byte { return append([]byte{0, 1, 0, 0, 0, byte(len(pdu))}, pdu...) }
+	for _, tt := range []struct {
+		name string
+		adu  []byte
+		tcp  bool
+		want bool
+	}{
+		{"a read", seal([]byte{1, 3, 0, 0, 0, 1}), false, true},
+		{"a read over TCP", mbap(0, 4, 0, 0, 0, 1), true, true},
+		{"who are you", seal([]byte{1, 0x2B, 0x0E, 1, 0}), false, true},
+		{"what are you", seal([]byte{1, 0x11}), false, true},
+		{"what are you, over TCP", mbap(1, 0x11), true, true},
+		{"a write", seal([]byte{1, 6, 0, 0, 0, 1}), false, false},
+		{"a read without address", seal([]byte{1, 3}), false, false},
+		{"a read without count", seal([]byte{1, 3, 0, 0}), false, false},
+		{"a read with more", seal([]byte{1, 3, 0, 0, 0, 1, 0}), false, false},
+		{"a read without its check", []byte{1, 3, 0, 0, 0, 1}, false, false},
+		{"a read without address over TCP", mbap(1, 3), true, false},
+		{"a read of all units", seal([]byte{0, 3, 0, 0, 0, 1}), false, false},
+		{"a unit alone", []byte{1}, false, false},
+		{"a header alone", mbap(1), true, false},
+		{"nothing", nil, true, false},
+	} {
+		if got := harmless(tt.adu, tt.tcp); got != tt.want {
+			t.Errorf("%s, % x: %v", tt.name, tt.adu, got)
+		}
+	}
 }
 
 func testBus9600() *config.Bus {
