@@ -100,7 +100,7 @@ func (s *session) begun(d *Delivery) bool {
 	if maybe {
 		s.dupNext--
 	}
-	return d.QoS == 2 && (maybe || d.Seq <= s.sent || s.owedLocked(d.Seq))
+	return d.QoS == 2 && (maybe || d.Seq <= s.sent || s.owedLocked(d.Seq, d.Ord))
 }
 
 // bequeath gives one message to another member of the group that it came by;

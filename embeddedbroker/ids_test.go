@@ -1,7 +1,9 @@
 package embeddedbroker
 
 import (
+	"fmt"
 	"testing"
+	"testing/synctest"
 
 	"busgate/embeddedbroker/packet"
 )
@@ -36,6 +38,89 @@ func TestPacketIDsWrap(t *testing.T) {
 	c.ping()
 	if i := r.b.Clients(); i[0].Inflight != 0 || i[0].Queued != 0 {
 		t.Errorf("%+v", i[0])
+	}
+}
+
+// TestReleasesAfterAQueueLongerThanTheIDs: two messages are released, more are
+// queued than there are ids, and the process ends. The releases are completed all
+// the same, also while an older message is open and they have not been read again.
+func TestReleasesAfterAQueueLongerThanTheIDs(t *testing.T) {
+	for _, window := range []uint32{100, 3} {
+		t.Run(fmt.Sprint("window ", window), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { releasesAfterALongQueue(t, window) })
+		})
+	}
+}
+
+func releasesAfterALongQueue(t *testing.T, window uint32) {
+	store := NewMemory()
+	r := start(t, store)
+	c := r.connect(packet.V311, "c", persistent)
+	c.subscribe("t", 2)
+	p := r.connect(packet.V311, "pub")
+	for i := range 4 {
+		p.publish("t", n("", i), 2, 1)
+	}
+	var ids [4]uint16
+	for i := range ids {
+		ids[i] = c.receive("t", n("", i)).PID
+	}
+	for _, i := range []int{1, 2} {
+		c.send(&packet.Ack{Type: packet.PUBREC, PID: ids[i]})
+		c.acked(packet.PUBREL, ids[i])
+	}
+	c.close()
+	synctest.Wait()
+	s := r.session("c")
+	r.b.mu.Lock()
+	s.mu.Lock()
+	s.nextOrd += 2 * 65535
+	s.mu.Unlock()
+	r.b.mu.Unlock()
+	p.publish("t", "last", 2, 1)
+	r.stop()
+
+	r = start(t, store)
+	c = r.connect(packet.V5, "c", persistent, prop(packet.ReceiveMaximum, window))
+	for _, i := range []int{1, 2} {
+		c.acked(packet.PUBREL, ids[i])
+	}
+	again := func(i int) {
+		t.Helper()
+		if m := c.receive("t", n("", i)); m.PID != ids[i] || !m.Dup {
+			t.Errorf("%d comes again as id %d, DUP %v", i, m.PID, m.Dup)
+		}
+	}
+	if again(0); window > 3 {
+		again(3)
+		inOrder(t, r.session("c"))
+	}
+	for _, i := range []int{1, 2} {
+		c.send(&packet.Ack{Type: packet.PUBCOMP, PID: ids[i]})
+	}
+	if window == 3 {
+		again(3)
+	}
+	for _, i := range []int{0, 3} {
+		c.send(&packet.Ack{Type: packet.PUBREC, PID: ids[i]})
+		c.acked(packet.PUBREL, ids[i])
+		c.send(&packet.Ack{Type: packet.PUBCOMP, PID: ids[i]})
+	}
+	c.take("t", "last")
+	c.ping()
+	if i := r.b.Clients(); i[0].Inflight != 0 || i[0].Queued != 0 || r.b.Stats().UnknownAcks != 0 {
+		t.Errorf("%+v, %d unknown answers", i[0], r.b.Stats().UnknownAcks)
+	}
+}
+
+// inOrder holds the open deliveries of a session against their rule.
+func inOrder(t *testing.T, s *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k := range s.flights.len() - 1 {
+		if a, b := s.flights.at(k), s.flights.at(k+1); a.ord >= b.ord || a.seq >= b.seq {
+			t.Errorf("open are %+v before %+v", *a, *b)
+		}
 	}
 }
 

@@ -95,6 +95,13 @@ func TestSubackIsThereWhenItsEntryIsReleased(t *testing.T) {
 	})
 }
 
+// session is what the broker has of a client.
+func (r *rig) session(id string) *session {
+	r.b.mu.Lock()
+	defer r.b.mu.Unlock()
+	return r.b.sessions[id]
+}
+
 // server is the broker's end of a client's connection.
 func (r *rig) server(id string) *conn {
 	r.b.mu.Lock()

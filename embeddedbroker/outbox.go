@@ -45,7 +45,7 @@ func (s *session) read(c *conn, from, last Seq, room int) bool {
 	for i := range w.Deliveries {
 		d := &w.Deliveries[i]
 		s.cursor = d.Seq + 1
-		if s.ahead[d.Seq] || s.owedLocked(d.Seq) {
+		if s.ahead[d.Seq] || s.owedLocked(d.Seq, d.Ord) {
 			delete(s.ahead, d.Seq)
 			continue
 		}
@@ -73,12 +73,23 @@ func (s *session) read(c *conn, from, last Seq, room int) bool {
 	return !s.awaitLocked(last)
 }
 
-// owedLocked says whether only a PUBREL is owed for a delivery.
-func (s *session) owedLocked(seq Seq) bool {
-	for i := range s.flights.len() {
-		if s.flights.at(i).seq == seq {
-			return true
+// owedLocked says whether only a PUBREL is owed for a delivery. After a restart
+// its number was guessed from the packet id: ord is the right one, and puts it in
+// its place.
+func (s *session) owedLocked(seq Seq, ord uint64) bool {
+	fs := &s.flights
+	for i := range fs.len() {
+		if fs.at(i).seq != seq {
+			continue
 		}
+		fs.at(i).ord = ord
+		for ; i > 0 && fs.at(i-1).ord > ord; i-- {
+			*fs.at(i), *fs.at(i - 1) = *fs.at(i - 1), *fs.at(i)
+		}
+		for ; i+1 < fs.len() && fs.at(i+1).ord < ord; i++ {
+			*fs.at(i), *fs.at(i + 1) = *fs.at(i + 1), *fs.at(i)
+		}
+		return true
 	}
 	return false
 }
@@ -249,8 +260,14 @@ func (s *session) findLocked(pid uint16) int {
 			hi = mid
 		}
 	}
-	if lo < n && s.flights.at(lo).ord == ord && s.flights.at(lo).state != settled {
+	open := func(i int, ord uint64) bool { return s.flights.at(i).ord == ord && s.flights.at(i).state != settled }
+	if lo < n && open(lo, ord) {
 		return lo
+	}
+	for i := range n { // after a restart the numbers of what was released are guessed
+		if ord := s.flights.at(i).ord; pidOf(ord) == pid && open(i, ord) {
+			return i
+		}
 	}
 	return -1
 }
