@@ -156,7 +156,7 @@ func (c *commands) repeated(j, first *job, done bool) {
 // queue gives the steps of a job to the lane of its device, as far as its bus
 // has room, and answers the others. A command of which nothing was queued is not
 // remembered: it may be sent again. Whether an id is known is asked in the moment
-// in which it is remembered: the LAN and each cloud come on a goroutine of their own.
+// in which it is remembered: the LAN and each cloud have a goroutine of their own.
 func (c *commands) queue(j *job, src source) error {
 	bus := ""
 	if d := c.b.device(j.device); d != nil {

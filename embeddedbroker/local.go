@@ -70,9 +70,9 @@ func (d localDone) Committed(seq Seq, err error) {
 
 // Subscribe calls f for each matching message, in order, one call at a time, on
 // a goroutine of the subscription. Retained messages come first. Message.Retain
-// is as published. After cancel returns one call that was due may still run. At most 1024
-// messages wait: at qos 0 a newer one takes the place of an older one of its
-// topic, else of the oldest; at qos 1 and 2 nothing is dropped that can be
+// is as published. After cancel returns one call that was due may still run. At
+// most 1024 messages wait: at qos 0 a newer one takes the place of an older one
+// of its topic, else of the oldest; at qos 1 and 2 nothing is dropped that can be
 // refused: a LAN publisher at QoS 1 or 2 is answered as by a full store.
 func (l *Local) Subscribe(filter string, qos byte, f func(*Message)) (cancel func()) {
 	b := l.b

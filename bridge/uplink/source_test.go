@@ -13,7 +13,8 @@ import (
 
 // fakeStore is a Source that knows what a kill leaves: acknowledgements are
 // durable when save is called, or at once if noted, up to the first that is
-// missing; releases when their answer comes, though Owed tells of them before. Record i has ord base+i+1.
+// missing; releases when their answer comes, though Owed tells of them before.
+// Record i has ord base+i+1.
 type fakeStore struct {
 	mu       sync.Mutex
 	base     uint64
