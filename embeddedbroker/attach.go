@@ -38,7 +38,7 @@ func (b *Broker) attach(c *conn, p *packet.Connect, expiry time.Duration) (prese
 			return false, err
 		}
 	}
-	if s.user != c.user {
+	if present && s.user != c.user {
 		b.subs.forget() // its rights are those of the new user
 	}
 	s.user, s.version, s.expiry, s.will = c.user, c.version, expiry, willOf(p)
