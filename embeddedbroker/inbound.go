@@ -302,13 +302,13 @@ func (c *conn) full(sl *slot, pub *publication, p *packet.Publish, err error) er
 
 // pause waits, unless the connection is to end.
 func (c *conn) pause(d time.Duration) error {
+	until := time.Now().Add(d) // before the timer starts: there is one wake-up, and it must find that time is up
 	stop := time.AfterFunc(d, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.cond.Broadcast()
 	})
 	defer stop.Stop()
-	until := time.Now().Add(d)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.kicked == nil && time.Now().Before(until) {

@@ -229,6 +229,23 @@ func TestToilIsSlowed(t *testing.T) {
 	})
 }
 
+// A pause ends by its own timer, however close that is to the time it waits for.
+// Virtual time would not show it: there both are the same.
+func TestPauseEnds(t *testing.T) {
+	nc, other := net.Pipe()
+	defer nc.Close()
+	defer other.Close()
+	c := &conn{nc: nc}
+	c.cond.L = &c.mu
+	for range 1000 {
+		stuck := time.AfterFunc(10*time.Second, func() { c.kick(&ending{text: "it does not end"}) })
+		if err := c.pause(20 * time.Microsecond); err != nil {
+			t.Fatal(err)
+		}
+		stuck.Stop()
+	}
+}
+
 // A refused connection ends with a reset and leaves nothing in the kernel.
 func TestShutResets(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
