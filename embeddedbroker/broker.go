@@ -217,12 +217,13 @@ func (s *server) take(nc net.Conn) {
 		return
 	}
 	s.open[c] = struct{}{}
-	s.wg.Go(func() {
-		c.serve()
+	s.wg.Add(1)
+	go c.serve(func() {
 		s.b.gate.leave(c)
 		s.mu.Lock()
 		delete(s.open, c)
 		s.mu.Unlock()
+		s.wg.Done()
 	})
 }
 

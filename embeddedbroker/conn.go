@@ -48,7 +48,7 @@ type ending struct {
 
 func (e *ending) Error() string { return e.text }
 
-// conn is one network connection. Its reader runs in serve; its writer is
+// conn is one network connection. Its reader runs in loop; its writer is
 // started when there is output and ends when that is drained.
 type conn struct {
 	b    *Broker
@@ -117,13 +117,19 @@ func newConn(b *Broker, nc net.Conn) *conn {
 	return c
 }
 
-// serve runs the connection to its end.
-func (c *conn) serve() {
-	err := c.handshake()
-	if err == nil {
-		err = c.loop()
+// serve runs the connection to its end and calls gone. From the handshake on it
+// has another goroutine: a client that says nothing keeps the stack of that one,
+// not what TLS, the login and the log needed.
+func (c *conn) serve(gone func()) {
+	if err := c.handshake(); err != nil {
+		c.finish(err)
+		gone()
+		return
 	}
-	c.finish(err)
+	go func() {
+		c.finish(c.loop())
+		gone()
+	}()
 }
 
 // loop reads packets until something ends the connection.

@@ -1,14 +1,19 @@
 package embeddedbroker
 
 import (
+	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
+	"runtime/debug"
+	"runtime/metrics"
 	"slices"
 	"testing"
 	"testing/synctest"
 
+	"busgate/config"
 	"busgate/embeddedbroker/packet"
 )
 
@@ -198,4 +203,45 @@ func TestAcknowledgementsMakeRoomForWhatWaitsInMemory(t *testing.T) {
 			c.take("t", n("m", i))
 		}
 	})
+}
+
+// deep is a log that needs a large stack, as TLS does.
+type deep struct{ slog.Handler }
+
+func (deep) Enabled(context.Context, slog.Level) bool { return true }
+
+func (deep) Handle(context.Context, slog.Record) error {
+	dig(256)
+	return nil
+}
+
+//go:noinline
+func dig(n int) (sum byte) {
+	var frame [256]byte
+	if n > 0 {
+		frame[n%256] = dig(n - 1)
+	}
+	for _, b := range frame {
+		sum += b
+	}
+	return sum + 1
+}
+
+func TestAnIdleClientKeepsNoDeepStack(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // it would shrink what is not used
+	r := start(t, NewMemory(), func(_ *config.Broker, o *Options) { o.Log = slog.New(deep{slog.DiscardHandler}) })
+	defer r.stop()
+	stacks := func() uint64 {
+		s := []metrics.Sample{{Name: "/memory/classes/heap/stacks:bytes"}}
+		metrics.Read(s)
+		return s[0].Value.Uint64()
+	}
+	const clients = 100
+	before := stacks()
+	for i := range clients {
+		r.connect(packet.V311, n("c", i)).ping()
+	}
+	if each := (int64(stacks()) - int64(before)) / clients; each > 32<<10 { // our side's and the client's
+		t.Errorf("a client keeps %d bytes of stack", each)
+	}
 }
