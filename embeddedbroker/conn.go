@@ -99,6 +99,7 @@ type conn struct {
 	open      map[uint16]struct{} // inbound QoS 1 and 2 that are not completed, 5.0
 	ready     bool                // CONNACK is queued: messages may follow
 	granted   bool                // a SUBACK is in ctl
+	holding   int                 // SUBACKs that messages wait for
 	dirty     bool                // there may be output
 	writing   bool                // the writer runs
 	parked    bool                // the reader waits

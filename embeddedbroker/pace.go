@@ -37,11 +37,12 @@ func (p *pace) take(now time.Time, every time.Duration) {
 // before its next packet is read: changes of subscriptions hold everybody up while
 // they are made, and so do topics of a length that no honest client has.
 const (
-	filterToil = time.Millisecond     // for each filter of SUBSCRIBE and UNSUBSCRIBE
-	longTopic  = 1 << 10              // bytes of a topic that are free
-	topicToil  = 4 * time.Millisecond // for each further KiB
-	toilBurst  = time.Second          // so much of it costs nothing
-	toilRest   = time.Second          // the longest wait at once
+	filterToil   = time.Millisecond      // for each filter of SUBSCRIBE and UNSUBSCRIBE
+	retainedToil = 20 * time.Microsecond // for each retained message that it brings
+	longTopic    = 1 << 10               // bytes of a topic that are free
+	topicToil    = 4 * time.Millisecond  // for each further KiB
+	toilBurst    = time.Second           // so much of it costs nothing
+	toilRest     = time.Second           // the longest wait at once
 )
 
 // toil holds the reader back after work of which there is too much. What is owed
@@ -61,6 +62,21 @@ func (c *conn) toil(cost time.Duration) error {
 	c.b.gate.offence(c, "is slowed: too many subscriptions or too long topics in too short a time")
 	c.idle()
 	return c.pause(rest)
+}
+
+// How many filters of one packet are dealt with in one go, and what others have
+// for themselves until the next: on one core a large SUBSCRIBE would hold
+// everybody up until it is done.
+const (
+	filtersAtOnce = 32
+	judgedAtOnce  = 1024 // looked at only
+	breath        = time.Millisecond
+)
+
+// breathe lets others work in the middle of a large packet.
+func (c *conn) breathe() error {
+	c.idle()
+	return c.pause(breath)
 }
 
 // awaitTurn waits until a further connection may be taken, by all listeners

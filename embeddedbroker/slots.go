@@ -18,6 +18,7 @@ type slot struct {
 	raw   []byte // SUBACK, UNSUBACK: the whole packet
 	bytes int    // of the message it answers
 	done  bool
+	holds bool  // no message leaves before it
 	next  *slot // the one behind it
 }
 
@@ -118,6 +119,9 @@ func (c *conn) popSlotsLocked() bool {
 		if s.raw != nil {
 			c.ctl = append(c.ctl, s.raw...)
 			c.granted = true
+			if s.holds {
+				c.holding--
+			}
 			continue
 		}
 		c.answeredLocked(s.typ, s.pid, s.code)

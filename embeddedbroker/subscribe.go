@@ -16,31 +16,32 @@ func (c *conn) onSubscribe(p *packet.Subscribe) error {
 	set := c.b.set.Load()
 	ack := packet.Suback{PID: p.PID, Codes: make([]byte, len(p.Filters))}
 	asked := make([]*sub, len(p.Filters))
-	room, bytes := c.subscriptionsLeft()
 	for i, f := range p.Filters {
+		if i > 0 && i%judgedAtOnce == 0 {
+			if err := c.breathe(); err != nil {
+				return err
+			}
+		}
 		s, code, err := c.judge(f, set)
 		if err != nil {
 			return err
-		}
-		if s != nil {
-			if bytes -= weigh(f.Filter); i >= room || bytes < 0 {
-				s, code = nil, c.refused(f, packet.QuotaExceeded)
-				c.b.gate.offence(c, "wants more subscriptions than a session may have")
-			}
 		}
 		if ack.Codes[i] = code; s != nil {
 			s.ID = id
 			asked[i] = s
 		}
 	}
-	raw := ack.Append(nil, c.version)
-	if c.maxOut > 0 && len(raw) > c.maxOut { // [MQTT-3.1.2-24]
+	if c.maxOut > 0 && len(ack.Append(nil, c.version)) > c.maxOut { // [MQTT-3.1.2-24]
 		return &packet.Error{Code: packet.TooLarge, Text: "SUBSCRIBE whose SUBACK is too large for the client"}
 	}
-	sl := c.reserve(packet.SUBACK, p.PID, 0)
-	sl.raw = raw
-	c.subscribe(asked, sl)
-	return c.toil(time.Duration(len(p.Filters)) * filterToil)
+	w := &wanted{asked: asked, codes: ack.Codes, ack: &ack, slot: c.reserve(packet.SUBACK, p.PID, 0)}
+	if err := c.subscribe(w); err != nil {
+		return err
+	}
+	if w.refused {
+		c.b.gate.offence(c, "wants more subscriptions than a session may have")
+	}
+	return c.toil(time.Duration(len(p.Filters))*filterToil + time.Duration(w.retained)*retainedToil)
 }
 
 // judge makes the subscription of one filter and its code in SUBACK; nil with a
@@ -48,9 +49,9 @@ func (c *conn) onSubscribe(p *packet.Subscribe) error {
 func (c *conn) judge(f packet.Filter, set *settings) (*sub, byte, error) {
 	if tooDeep(f.Filter) {
 		c.b.gate.offence(c, fmt.Sprintf("wants a filter of more than %d levels", maxLevels))
-		return nil, c.refused(f, packet.BadFilter), nil
+		return nil, c.refused(f.QoS, packet.BadFilter), nil
 	}
-	refused := c.refused(f, packet.NotAuthorized)
+	refused := c.refused(f.QoS, packet.NotAuthorized)
 	_, rest, shared, ok := splitShare(f.Filter)
 	switch {
 	case shared && !ok:
@@ -83,36 +84,67 @@ const (
 	maxWeight        = 64 << 20
 )
 
-// subscriptionsLeft is how many further filters the session may have, and of
-// what weight.
-func (c *conn) subscriptionsLeft() (filters, bytes int) {
-	c.b.mu.Lock()
-	defer c.b.mu.Unlock()
-	return maxSubscriptions - len(c.sess.subs), min(maxSessionWeight-c.sess.weight, maxWeight-c.b.subs.weight)
+// roomFor says whether the session may have a further filter. core.mu is held.
+func (s *session) roomFor(filter string) bool {
+	w := weigh(filter)
+	return len(s.subs) < maxSubscriptions && s.weight+w <= maxSessionWeight && s.b.subs.weight+w <= maxWeight
 }
 
-// refused is how a SUBACK of each version says no. 3.1 cannot: it grants, and
-// nothing is delivered.
-func (c *conn) refused(f packet.Filter, code byte) byte {
+// refused is how a SUBACK of each version says no. 3.1 cannot: it grants what was
+// asked for, and nothing is delivered.
+func (c *conn) refused(qos, code byte) byte {
 	switch c.version {
 	case packet.V311:
 		return 0x80
 	case packet.V31:
-		return f.QoS
+		return qos
 	}
 	return code
 }
 
-// subscribe hangs the subscriptions up and queues their retained messages.
-func (c *conn) subscribe(asked []*sub, sl *slot) {
+// wanted is what is left to do of a SUBSCRIBE.
+type wanted struct {
+	asked    []*sub // nil = refused already
+	codes    []byte // of these in ack
+	ack      *packet.Suback
+	slot     *slot // the place of ack
+	refused  bool  // there was no room for one
+	retained int   // messages that they brought
+}
+
+// subscribe hangs the subscriptions up and queues their retained messages, some
+// at a time. As long as it takes turns with others, no message leaves for the
+// client: its retained ones come behind SUBACK.
+func (c *conn) subscribe(w *wanted) error {
+	if len(w.asked) > filtersAtOnce {
+		c.mu.Lock()
+		w.slot.holds = true
+		c.holding++
+		c.mu.Unlock()
+	}
+	for {
+		n := min(len(w.asked), filtersAtOnce)
+		if err := c.hang(w, n); err != nil || n == len(w.asked) {
+			return err
+		}
+		w.asked, w.codes = w.asked[n:], w.codes[n:]
+		if err := c.breathe(); err != nil {
+			return err
+		}
+	}
+}
+
+// hang makes the next n subscriptions; with the last of them SUBACK is ready.
+func (c *conn) hang(w *wanted, n int) error {
 	b := c.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := c.sess
 	if s.conn != c {
-		return
+		return c.superseded()
 	}
-	fresh := make([]bool, len(asked))
+	asked, last := w.asked[:n], n == len(w.asked)
+	fresh := make([]bool, n)
 	var ops []Op
 	for i, v := range asked {
 		if v == nil {
@@ -121,6 +153,10 @@ func (c *conn) subscribe(asked []*sub, sl *slot) {
 		old := s.subs[v.Filter]
 		if fresh[i] = old == nil; old != nil {
 			b.subs.remove(old) // [MQTT-3.8.4-3]
+		} else if !s.roomFor(v.Filter) {
+			w.codes[i], w.refused = c.refused(v.QoS, packet.QuotaExceeded), true
+			asked[i] = nil
+			continue
 		}
 		s.subs[v.Filter] = v
 		b.subs.add(v)
@@ -128,22 +164,51 @@ func (c *conn) subscribe(asked []*sub, sl *slot) {
 			ops = append(ops, SaveSubscription{Client: s.id, Subscription: v.Subscription})
 		}
 	}
+	var sl *slot
+	if last {
+		sl = w.slot
+		sl.raw = w.ack.Append(nil, c.version)
+	}
 	after := Seq(0)
-	if s.consumer == 0 && c.nothingBefore(sl) {
+	if last && s.consumer == 0 && c.nothingBefore(sl) {
 		sl.fill(0)
 	} else {
-		e := Entry{Ops: ops, Wait: true, Done: sl}
-		if err := b.store.Append(&e); err != nil {
-			c.kick(&ending{code: refusal(err), text: "its subscription cannot be kept: " + err.Error()})
-			return
+		var err error
+		if after, err = c.save(ops, sl); err != nil {
+			return &ending{code: refusal(err), text: "its subscription cannot be kept: " + err.Error()}
 		}
-		after = e.Seq
 	}
 	for i, v := range asked {
 		if v != nil && v.group == nil && (v.RetainHandling == 0 || v.RetainHandling == 1 && fresh[i]) {
-			b.sendRetained(s, v, after)
+			w.retained += b.sendRetained(s, v, after)
 		}
 	}
+	return nil
+}
+
+// save gives the store changes of subscriptions: with the place of the answer to
+// all of them, which is filled when they are on disk, or nil while more follow.
+// core.mu is held.
+func (c *conn) save(ops []Op, sl *slot) (Seq, error) {
+	e := Entry{Ops: ops, Done: &c.b.rel}
+	switch {
+	case sl != nil:
+		e.Wait, e.Done = true, sl
+	case len(ops) == 0:
+		return 0, nil
+	}
+	err := c.b.store.Append(&e)
+	return e.Seq, err
+}
+
+// superseded is why the reader ends whose session another connection has.
+func (c *conn) superseded() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.kicked != nil {
+		return c.kicked
+	}
+	return &ending{text: "its session ended"}
 }
 
 // nothingBefore says whether no answer waits in front of that of sl.
@@ -154,10 +219,11 @@ func (c *conn) nothingBefore(sl *slot) bool {
 }
 
 // sendRetained queues the retained messages of a new subscription, in topic
-// order, behind its SUBACK.
-func (b *Broker) sendRetained(s *session, v *sub, after Seq) {
+// order, behind its SUBACK, and says how many there are.
+func (b *Broker) sendRetained(s *session, v *sub, after Seq) int {
 	acl := b.set.Load().acl
-	for _, h := range b.kept.match(v.filter, time.Now()) {
+	all := b.kept.match(v.filter, time.Now())
+	for _, h := range all {
 		if !acl.may(s.user, s.id, h.msg.Topic, false) || v.NoLocal && h.msg.From == s.id {
 			continue
 		}
@@ -176,6 +242,7 @@ func (b *Broker) sendRetained(s *session, v *sub, after Seq) {
 		}
 		s.push(it)
 	}
+	return len(all)
 }
 
 // storeRetained keeps the delivery of a retained message to a persistent session.
@@ -213,30 +280,50 @@ func (c *conn) unsubscribe(p *packet.Unsubscribe) error {
 		return &packet.Error{Code: packet.TooLarge, Text: "UNSUBSCRIBE whose UNSUBACK is too large for the client"}
 	}
 	sl := c.reserve(packet.UNSUBACK, p.PID, 0)
+	filters, codes := p.Filters, ack.Codes
+	for len(filters) > filtersAtOnce {
+		if err := c.takeDown(filters[:filtersAtOnce], codes, nil, nil); err != nil {
+			return err
+		}
+		filters, codes = filters[filtersAtOnce:], codes[filtersAtOnce:]
+		if err := c.breathe(); err != nil {
+			return err
+		}
+	}
+	return c.takeDown(filters, codes, &ack, sl)
+}
+
+// takeDown ends subscriptions of the session and notes their codes. With the last
+// ones of an UNSUBSCRIBE come ack, its answer, and the place of that, sl.
+func (c *conn) takeDown(filters []string, codes []byte, ack *packet.Unsuback, sl *slot) error {
 	b := c.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := c.sess
 	if s.conn != c {
-		return nil
+		return c.superseded()
 	}
 	var ops []Op
-	for i, f := range p.Filters {
+	for i, f := range filters {
 		old := s.subs[f] // compared character by character [MQTT-3.10.4-1]
 		if old == nil {
-			ack.Codes[i] = packet.NoSubscription
+			codes[i] = packet.NoSubscription
 			continue
 		}
 		b.subs.remove(old)
 		delete(s.subs, f)
 		ops = append(ops, DropSubscription{Client: s.id, Filter: f})
 	}
-	sl.raw = ack.Append(nil, c.version)
+	if sl != nil {
+		sl.raw = ack.Append(nil, c.version)
+	}
 	if s.consumer == 0 {
-		sl.fill(0)
+		if sl != nil {
+			sl.fill(0)
+		}
 		return nil
 	}
-	if err := b.store.Append(&Entry{Ops: ops, Wait: true, Done: sl}); err != nil {
+	if _, err := c.save(ops, sl); err != nil {
 		return &ending{code: refusal(err), text: "its session cannot be kept: " + err.Error()}
 	}
 	return nil

@@ -3,6 +3,8 @@ package embeddedbroker
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"busgate/embeddedbroker/packet"
 )
@@ -182,4 +184,134 @@ func TestSubscriptionsOfASessionAreBounded(t *testing.T) {
 		}
 		r.stop()
 	}
+}
+
+// many are filters that take several turns.
+func many() (fs []packet.Filter, names []string) {
+	for i := range 10 * filtersAtOnce {
+		names = append(names, n("f/", i))
+		fs = append(fs, packet.Filter{Filter: names[i], QoS: 1})
+	}
+	return fs, names
+}
+
+// hung is how many subscriptions all clients together have.
+func (r *rig) hung() int {
+	r.b.mu.Lock()
+	defer r.b.mu.Unlock()
+	return r.b.subs.count
+}
+
+// A large SUBSCRIBE takes turns with the others. What its client gets still comes
+// behind SUBACK: the retained messages, and what is published meanwhile after
+// the retained one of the same topic.
+func TestALargeSubscribeTakesTurns(t *testing.T) {
+	for _, v := range versions {
+		for _, opts := range [][]option{nil, {persistent}} {
+			synctest.Test(t, func(t *testing.T) {
+				r := start(t, NewMemory())
+				defer r.stop()
+				fs, names := many()
+				l := r.b.Local("x")
+				keep := func(topic string) {
+					if err := l.Publish(&Message{Topic: topic, Payload: []byte("kept"), QoS: 1, Retain: true}, nil); err != nil {
+						t.Fatal(err)
+					}
+				}
+				first, last := names[0], names[len(names)-1]
+				keep(first)
+				keep(last)
+				c := r.connect(v, "c", opts...)
+				c.send(&packet.Subscribe{PID: 1, Filters: fs})
+				time.Sleep(9*breath/2 + breath/4)
+				if got := r.hung(); got != 5*filtersAtOnce {
+					t.Errorf("version %d: after %v there are %d of %d", v, 9*breath/2, got, len(fs))
+				}
+				if err := l.Publish(&Message{Topic: first, Payload: []byte("live"), QoS: 1}, nil); err != nil {
+					t.Fatal(err)
+				}
+				if a := expect[*packet.Suback](c); len(a.Codes) != len(fs) || r.hung() != len(fs) {
+					t.Errorf("version %d: %d codes, %d subscriptions", v, len(a.Codes), r.hung())
+				}
+				c.take(first, "kept")
+				c.take(first, "live")
+				c.take(last, "kept")
+				c.send(&packet.Unsubscribe{PID: 2, Filters: names})
+				time.Sleep(9*breath/2 + breath/4)
+				if got := r.hung(); got != 5*filtersAtOnce {
+					t.Errorf("version %d: after %v there are still %d of %d", v, 9*breath/2, got, len(fs))
+				}
+				if a := expect[*packet.Unsuback](c); v == packet.V5 && len(a.Codes) != len(fs) || r.hung() != 0 {
+					t.Errorf("version %d: %d codes, %d subscriptions", v, len(a.Codes), r.hung())
+				}
+				c.ping()
+				c.silent()
+			})
+		}
+	}
+}
+
+// Whoever takes the session in the middle of it finds what the store will have.
+func TestALargeSubscribeIsOvertaken(t *testing.T) {
+	for _, unsubscribe := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			store := NewMemory()
+			r := start(t, store)
+			fs, names := many()
+			c := r.connect(packet.V5, "c", persistent)
+			c.send(&packet.Subscribe{PID: 1, Filters: fs})
+			if unsubscribe {
+				expect[*packet.Suback](c)
+				c.send(&packet.Unsubscribe{PID: 2, Filters: names})
+			}
+			time.Sleep(9*breath/2 + breath/4)
+			d := r.connect(packet.V5, "c", persistent)
+			if !d.ack.SessionPresent {
+				t.Error("the session is gone")
+			}
+			expect[*packet.Disconnect](c)
+			c.ended()
+			d.ping()
+			was := r.hung()
+			if was != 5*filtersAtOnce {
+				t.Errorf("%d subscriptions", was)
+			}
+			r.stop()
+			r = start(t, store)
+			defer r.stop()
+			if got := r.hung(); got != was {
+				t.Errorf("%d subscriptions after a restart, %d before", got, was)
+			}
+		})
+	}
+}
+
+// Who subscribes to many retained messages waits before the next packet.
+func TestRetainedMessagesAreToil(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, j := watched(t)
+		l := r.b.Local("x")
+		const kept = 1000
+		for i := range kept {
+			if err := l.Publish(&Message{Topic: n("t/", i), Payload: []byte("x"), Retain: true}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c := r.connect(packet.V311, "c")
+		began := time.Now()
+		const rounds = 200
+		for range rounds {
+			c.subscribe("t/+", 0)
+			for range kept {
+				expect[*packet.Publish](c)
+			}
+		}
+		want := rounds*(filterToil+kept*retainedToil) - toilBurst
+		if d := time.Since(began); d < want-toilRest || d > want+toilRest {
+			t.Errorf("%d retained messages took %v, want some %v", rounds*kept, d, want)
+		}
+		if j.about("is slowed") == 0 {
+			t.Errorf("nobody is told\n%s", j.all())
+		}
+	})
 }

@@ -37,7 +37,7 @@ func (c *conn) write() {
 		if c.ctl = c.ctl[:0]; cap(c.ctl) > 4096 {
 			c.ctl = nil
 		}
-		ready, answers := c.ready && c.kicked == nil, len(buf)
+		ready, answers := c.ready && c.holding == 0 && c.kicked == nil, len(buf)
 		c.mu.Unlock()
 		if ready {
 			buf = c.sess.fill(c, buf)
