@@ -24,6 +24,9 @@ func (b *Broker) attach(c *conn, p *packet.Connect, expiry time.Duration) (prese
 	if b.stopped {
 		return false, errStopping
 	}
+	if persistent && b.store.Busy() {
+		return false, ErrBusy
+	}
 	s := b.sessions[c.id]
 	if s != nil {
 		expired := !s.expireAt.IsZero() && !s.expireAt.After(time.Now())

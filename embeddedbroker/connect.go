@@ -174,11 +174,15 @@ func (c *conn) enter(p *packet.Connect) error {
 		c.b.n.refusedConnects.Add(1)
 		return refuseConnect(packet.QuotaExceeded, "no room for another session that outlives its connection: shorten session_expiry")
 	}
-	unlock := c.b.ids.lock(c.id)
 	c.b.n.connectionsAll.Add(1)
-	present, err := c.b.attach(c, p, expiry)
-	unlock()
+	var present bool
+	err := c.whenReady(fullWait, func() (err error) {
+		defer c.b.ids.lock(c.id)()
+		present, err = c.b.attach(c, p, expiry)
+		return err
+	})
 	if err != nil {
+		c.b.n.refusedConnects.Add(1)
 		if c.sess != nil {
 			c.b.detach(c, &ending{})
 			c.sess = nil

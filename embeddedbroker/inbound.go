@@ -145,7 +145,7 @@ func (c *conn) onPublish(p *packet.Publish) error {
 	if err := c.route(p, c.message(p, topic)); err != nil || len(topic) <= longTopic {
 		return err
 	}
-	return c.toil(time.Duration(len(topic)-longTopic) * topicToil >> 10)
+	return c.toil(lengthy(topic))
 }
 
 // message copies what outlives the packet.
@@ -296,6 +296,24 @@ func (c *conn) full(sl *slot, pub *publication, p *packet.Publish, err error) er
 		}
 		if !errors.Is(err, ErrBusy) && time.Since(began) >= fullWait {
 			return &ending{code: refusal(err), text: "its message cannot be kept: " + err.Error()}
+		}
+	}
+}
+
+// whenReady does what changes durable state for a client, again and again as long
+// as the store is busy, but not for longer than limit unless that is 0.
+func (c *conn) whenReady(limit time.Duration, do func() error) error {
+	began := time.Now()
+	for first := true; ; first = false {
+		err := do()
+		if !errors.Is(err, ErrBusy) || limit > 0 && time.Since(began) >= limit {
+			return err
+		}
+		if first {
+			c.b.n.withheld.Add(1)
+		}
+		if err := c.pause(fullRetry); err != nil {
+			return err
 		}
 	}
 }

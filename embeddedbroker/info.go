@@ -47,7 +47,7 @@ type Stats struct {
 	Slowed            uint64 // packets of clients that ask for too much work
 	RefusedAliases    uint64 // clients with too long topics behind their aliases
 	FailedLogins      uint64
-	Withheld          uint64 // publishes whose answer waited for room
+	Withheld          uint64 // packets whose answer waited for room
 	SlowClosed        uint64
 	UnknownAcks       uint64
 	SessionsExpired   uint64

@@ -136,6 +136,9 @@ func (m *Memory) forgetLocked(id ConsumerID) {
 	}
 }
 
+// Busy is never true.
+func (m *Memory) Busy() bool { return false }
+
 // Append keeps the entry and completes it before it returns.
 func (m *Memory) Append(e *Entry) error {
 	m.order.Lock()

@@ -3,7 +3,9 @@ package embeddedbroker
 import (
 	"net"
 	"runtime"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -313,4 +315,105 @@ func TestSessionThatEndsBesideAReconnect(t *testing.T) {
 			t.Fatal("a client has a session that is not in the table")
 		}
 	}
+}
+
+// hanging is a Store that is busy as long as the test wants.
+type hanging struct {
+	*Memory
+	busy atomic.Bool
+}
+
+func (h *hanging) Busy() bool { return h.busy.Load() }
+
+// What changes the durable state of a session waits while too much waits for the
+// disk, and the others do not notice. A CONNECT is refused after a while.
+func TestBusyStoreHoldsUpOnlyWhoChangesState(t *testing.T) {
+	for _, v := range versions {
+		synctest.Test(t, func(t *testing.T) {
+			store := &hanging{Memory: NewMemory()}
+			r := start(t, store)
+			defer r.stop()
+			c := r.connect(v, "c", persistent)
+			c.subscribe("old", 0)
+			other := r.connect(v, "other")
+			other.subscribe("t", 0)
+			store.busy.Store(true)
+			for _, ask := range []struct {
+				p      packet.Packet
+				answer func()
+			}{
+				{&packet.Subscribe{PID: 1, Filters: []packet.Filter{{Filter: "a"}, {Filter: "b"}}}, func() { expect[*packet.Suback](c) }},
+				{&packet.Unsubscribe{PID: 2, Filters: []string{"a", "old"}}, func() { expect[*packet.Unsuback](c) }},
+			} {
+				was := r.hung()
+				c.send(ask.p)
+				time.Sleep(time.Minute)
+				c.silent()
+				if got := r.hung(); got != was {
+					t.Errorf("version %d: %d subscriptions, %d before", v, got, was)
+				}
+				other.publish("t", "x", 0, 0)
+				other.take("t", "x")
+				other.subscribe(n("fresh/", was), 0)
+				store.busy.Store(false)
+				ask.answer()
+				store.busy.Store(true)
+			}
+			late := r.dial(v)
+			began := time.Now()
+			late.send(&packet.Connect{Version: v, ClientID: "late", CleanStart: v == packet.V5, Props: packet.Props(nil).WithUint(packet.SessionExpiry, 60)})
+			a := expect[*packet.Connack](late)
+			want := byte(packet.Refused3Server)
+			if v == packet.V5 {
+				want = packet.ServerBusy
+			}
+			if d := time.Since(began); a.Code != want || d < fullWait || d > fullWait+fullRetry {
+				t.Errorf("version %d: code 0x%02X after %v", v, a.Code, d)
+			}
+			patient := r.dial(v)
+			patient.send(&packet.Connect{Version: v, ClientID: "patient", CleanStart: v == packet.V5, Props: packet.Props(nil).WithUint(packet.SessionExpiry, 60)})
+			time.Sleep(fullWait / 2)
+			store.busy.Store(false)
+			if a := expect[*packet.Connack](patient); a.Code != 0 {
+				t.Errorf("version %d: code 0x%02X", v, a.Code)
+			}
+			if s := r.b.Stats(); s.Withheld != 4 || s.RefusedConnects != 1 {
+				t.Errorf("version %d: %d waited, %d refused", v, s.Withheld, s.RefusedConnects)
+			}
+		})
+	}
+}
+
+// Filters of a length that nobody needs are dealt with a few at a time, and are
+// work like long topics.
+func TestLongFiltersAreToil(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		defer r.stop()
+		c := r.connect(packet.V311, "c", persistent)
+		long := strings.Repeat("x", 30<<10)
+		began := time.Now()
+		const rounds, each = 20, 8
+		for k := range rounds {
+			s, u := &packet.Subscribe{PID: 1}, &packet.Unsubscribe{PID: 2}
+			for i := range each {
+				s.Filters = append(s.Filters, packet.Filter{Filter: n(long, i)})
+				u.Filters = append(u.Filters, s.Filters[i].Filter)
+			}
+			c.send(s)
+			if k == 0 {
+				time.Sleep(breath / 2)
+				if got := r.hung(); got != bytesAtOnce/len(long)+1 {
+					t.Errorf("%d filters of %d bytes in one go", got, len(long))
+				}
+			}
+			expect[*packet.Suback](c)
+			c.send(u)
+			expect[*packet.Unsuback](c)
+		}
+		want := 2*rounds*each*(filterToil+lengthy(long)) - toilBurst
+		if d := time.Since(began); d < want-toilRest || d > want+toilRest {
+			t.Errorf("took %v, want some %v", d, want)
+		}
+	})
 }

@@ -40,10 +40,15 @@ const (
 	filterToil   = time.Millisecond      // for each filter of SUBSCRIBE and UNSUBSCRIBE
 	retainedToil = 20 * time.Microsecond // for each retained message that it brings
 	longTopic    = 1 << 10               // bytes of a topic that are free
-	topicToil    = 4 * time.Millisecond  // for each further KiB
+	topicToil    = 4 * time.Millisecond  // for each further KiB, of filters too
 	toilBurst    = time.Second           // so much of it costs nothing
 	toilRest     = time.Second           // the longest wait at once
 )
+
+// lengthy is what a topic or a filter costs for its length.
+func lengthy(topic string) time.Duration {
+	return time.Duration(max(0, len(topic)-longTopic)) * topicToil >> 10
+}
 
 // toil holds the reader back after work of which there is too much. What is owed
 // beyond one rest is forgiven.
@@ -69,9 +74,18 @@ func (c *conn) toil(cost time.Duration) error {
 // everybody up until it is done.
 const (
 	filtersAtOnce = 32
-	judgedAtOnce  = 1024 // looked at only
+	bytesAtOnce   = 128 << 10 // of filters
+	judgedAtOnce  = 1024      // filters that are only looked at
 	breath        = time.Millisecond
 )
+
+// turn is how many of those that are left are dealt with in one go.
+func turn[T any](left []T, bytes func(T) int) (n int) {
+	for sum := 0; n < min(len(left), filtersAtOnce) && sum < bytesAtOnce; n++ {
+		sum += bytes(left[n])
+	}
+	return n
+}
 
 // breathe lets others work in the middle of a large packet.
 func (c *conn) breathe() error {

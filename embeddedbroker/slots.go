@@ -103,8 +103,11 @@ func (s *slot) refuse(err error) {
 
 // refusal is the reason code for an error of the store.
 func refusal(err error) byte {
-	if errors.Is(err, ErrFull) {
+	switch {
+	case errors.Is(err, ErrFull):
 		return packet.QuotaExceeded
+	case errors.Is(err, ErrBusy):
+		return packet.ServerBusy
 	}
 	return packet.ImplementationError
 }

@@ -16,7 +16,7 @@ type ConsumerID uint32
 var (
 	ErrFull     = errors.New("store full")
 	ErrReadOnly = errors.New("store read-only")
-	ErrBusy     = errors.New("store busy") // too much waits for the disk already; try again
+	ErrBusy     = errors.New("too much waits for the disk already") // try again
 )
 
 // Store keeps what must outlive the process. embeddedbroker/durable implements
@@ -34,6 +34,10 @@ type Store interface {
 
 	// Forget removes an uplink and what waits for it; joins the next commit.
 	Forget(c ConsumerID)
+
+	// Busy says whether so much waits for the disk that a change of state for a
+	// client should wait, too: Append takes it nevertheless.
+	Busy() bool
 
 	// Append orders and queues an entry. It never waits for the disk. e.Seq is
 	// set and e.Done will be called, in Seq order, unless an error is returned.

@@ -16,7 +16,9 @@ func (c *conn) onSubscribe(p *packet.Subscribe) error {
 	set := c.b.set.Load()
 	ack := packet.Suback{PID: p.PID, Codes: make([]byte, len(p.Filters))}
 	asked := make([]*sub, len(p.Filters))
+	cost := time.Duration(0)
 	for i, f := range p.Filters {
+		cost += filterToil + lengthy(f.Filter)
 		if i > 0 && i%judgedAtOnce == 0 {
 			if err := c.breathe(); err != nil {
 				return err
@@ -41,7 +43,7 @@ func (c *conn) onSubscribe(p *packet.Subscribe) error {
 	if w.refused {
 		c.b.gate.offence(c, "wants more subscriptions than a session may have")
 	}
-	return c.toil(time.Duration(len(p.Filters))*filterToil + time.Duration(w.retained)*retainedToil)
+	return c.toil(cost + time.Duration(w.retained)*retainedToil)
 }
 
 // judge makes the subscription of one filter and its code in SUBACK; nil with a
@@ -116,15 +118,15 @@ type wanted struct {
 // at a time. As long as it takes turns with others, no message leaves for the
 // client: its retained ones come behind SUBACK.
 func (c *conn) subscribe(w *wanted) error {
-	if len(w.asked) > filtersAtOnce {
+	if turn(w.asked, (*sub).bytes) < len(w.asked) {
 		c.mu.Lock()
 		w.slot.holds = true
 		c.holding++
 		c.mu.Unlock()
 	}
 	for {
-		n := min(len(w.asked), filtersAtOnce)
-		if err := c.hang(w, n); err != nil || n == len(w.asked) {
+		n := turn(w.asked, (*sub).bytes)
+		if err := c.whenReady(0, func() error { return c.hang(w, n) }); err != nil || n == len(w.asked) {
 			return err
 		}
 		w.asked, w.codes = w.asked[n:], w.codes[n:]
@@ -134,14 +136,25 @@ func (c *conn) subscribe(w *wanted) error {
 	}
 }
 
+// bytes is the length of the filter; nil is one that was refused.
+func (s *sub) bytes() int {
+	if s == nil {
+		return 0
+	}
+	return len(s.Filter)
+}
+
 // hang makes the next n subscriptions; with the last of them SUBACK is ready.
 func (c *conn) hang(w *wanted, n int) error {
 	b := c.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := c.sess
-	if s.conn != c {
+	switch {
+	case s.conn != c:
 		return c.superseded()
+	case s.consumer != 0 && b.store.Busy():
+		return ErrBusy
 	}
 	asked, last := w.asked[:n], n == len(w.asked)
 	fresh := make([]bool, n)
@@ -271,7 +284,11 @@ func (c *conn) onUnsubscribe(p *packet.Unsubscribe) error {
 	if err := c.unsubscribe(p); err != nil {
 		return err
 	}
-	return c.toil(time.Duration(len(p.Filters)) * filterToil)
+	cost := time.Duration(0)
+	for _, f := range p.Filters {
+		cost += filterToil + lengthy(f)
+	}
+	return c.toil(cost)
 }
 
 func (c *conn) unsubscribe(p *packet.Unsubscribe) error {
@@ -281,16 +298,23 @@ func (c *conn) unsubscribe(p *packet.Unsubscribe) error {
 	}
 	sl := c.reserve(packet.UNSUBACK, p.PID, 0)
 	filters, codes := p.Filters, ack.Codes
-	for len(filters) > filtersAtOnce {
-		if err := c.takeDown(filters[:filtersAtOnce], codes, nil, nil); err != nil {
+	for {
+		n := turn(filters, func(f string) int { return len(f) })
+		last := n == len(filters)
+		err := c.whenReady(0, func() error {
+			if last {
+				return c.takeDown(filters, codes, &ack, sl)
+			}
+			return c.takeDown(filters[:n], codes, nil, nil)
+		})
+		if err != nil || last {
 			return err
 		}
-		filters, codes = filters[filtersAtOnce:], codes[filtersAtOnce:]
+		filters, codes = filters[n:], codes[n:]
 		if err := c.breathe(); err != nil {
 			return err
 		}
 	}
-	return c.takeDown(filters, codes, &ack, sl)
 }
 
 // takeDown ends subscriptions of the session and notes their codes. With the last
@@ -300,8 +324,11 @@ func (c *conn) takeDown(filters []string, codes []byte, ack *packet.Unsuback, sl
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := c.sess
-	if s.conn != c {
+	switch {
+	case s.conn != c:
 		return c.superseded()
+	case s.consumer != 0 && b.store.Busy():
+		return ErrBusy
 	}
 	var ops []Op
 	for i, f := range filters {

@@ -13,9 +13,13 @@ import (
 	"busgate/embeddedbroker"
 )
 
-// maxPending is how many bytes of messages may wait for the disk before Append
-// answers ErrBusy; the buffer itself would block at 4 MiB.
-const maxPending = 3 << 20
+// maxPending is how many bytes may wait for the disk before the store is busy; the
+// buffer itself would block at 4 MiB, or at 65,536 appends and records, each of
+// which counts for entryWeight here.
+const (
+	maxPending  = 3 << 20
+	entryWeight = 64
+)
 
 // maxScratch is how much of the room for properties is kept for the next message.
 const maxScratch = 4 << 10
@@ -171,14 +175,13 @@ func (d *Store) consumer(id embeddedbroker.ConsumerID) *buffer.Consumer {
 	return d.consumers[buffer.ConsumerID(id)]
 }
 
+// Busy says that what can wait should.
+func (d *Store) Busy() bool { return d.pending.Load() > maxPending }
+
 // Append queues the entry as one transaction.
 func (d *Store) Append(e *embeddedbroker.Entry) error {
-	size := int64(0)
-	if e.Msg != nil {
-		if d.pending.Load() > maxPending && !e.Part {
-			return embeddedbroker.ErrBusy
-		}
-		size = int64(len(e.Msg.Topic) + len(e.Msg.Payload) + len(e.Msg.Props))
+	if e.Msg != nil && !e.Part && d.Busy() {
+		return embeddedbroker.ErrBusy
 	}
 	d.order.Lock()
 	defer d.order.Unlock()
@@ -195,6 +198,7 @@ func (d *Store) Append(e *embeddedbroker.Entry) error {
 		return translate(err)
 	}
 	e.Seq = embeddedbroker.Seq(t.Seq() + uint64(max(len(records), 1)) - 1)
+	size := weigh(records, changes)
 	d.pending.Add(size)
 	n := notes.Get().(*note)
 	if n.told == nil {

@@ -206,6 +206,28 @@ func (d *Store) changes(e *embeddedbroker.Entry) []buffer.Change {
 	return cs
 }
 
+// weigh is about how many bytes of a batch an entry takes.
+func weigh(records []buffer.Record, changes []buffer.Change) int64 {
+	n := entryWeight * (1 + len(records))
+	for i := range records {
+		r := &records[i]
+		n += len(r.Topic) + len(r.Payload) + len(r.Props)
+	}
+	for _, c := range changes {
+		switch c := c.(type) {
+		case buffer.Session:
+			n += len(c.Client) + len(c.Data)
+		case buffer.Subscription:
+			n += len(c.Client) + len(c.Filter) + len(c.Data)
+		case buffer.Retained:
+			n += len(c.Topic) + len(c.Data) + len(c.Payload)
+		default:
+			n += entryWeight
+		}
+	}
+	return int64(n)
+}
+
 // encode writes what is rarely written and worth reading with other tools.
 func encode(v any) []byte {
 	b, err := json.Marshal(v)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -122,6 +123,47 @@ func TestDamagedNotesAreAnError(t *testing.T) {
 	for cut := range len(good) - 2 { // without the properties
 		if _, err := decodeDelivery(&buffer.Record{Props: good[:cut]}, 1); !errors.Is(err, errTags) {
 			t.Errorf("%d bytes: %v", cut, err)
+		}
+	}
+}
+
+// Whatever is to be written counts, so that the buffer never has to block: large
+// filters and wills, small messages, both rows of a retained message.
+func TestEverythingThatIsToBeWrittenCounts(t *testing.T) {
+	d, _ := open(t)
+	id, err := d.Register("session/c", embeddedbroker.ConsumerOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	big := strings.Repeat("x", 10_000)
+	to := []embeddedbroker.Target{{Consumer: id, Ord: 1}}
+	for _, c := range []struct {
+		name string
+		e    embeddedbroker.Entry
+		want int64
+	}{
+		{"nothing", embeddedbroker.Entry{}, entryWeight},
+		{"a message", embeddedbroker.Entry{Msg: &embeddedbroker.Message{Topic: "t"}, Targets: to}, 2*entryWeight + 1},
+		{"a session with a will", embeddedbroker.Entry{Ops: []embeddedbroker.Op{embeddedbroker.SaveSession{Session: embeddedbroker.Session{Client: "c", Consumer: id, Will: &embeddedbroker.Will{Msg: embeddedbroker.Message{Topic: "w", Payload: []byte(big)}}}}}}, int64(len(big))},
+		{"a filter", embeddedbroker.Entry{Ops: []embeddedbroker.Op{embeddedbroker.SaveSubscription{Client: "c", Subscription: embeddedbroker.Subscription{Filter: big}}}}, 2 * int64(len(big))},
+		{"a filter that goes", embeddedbroker.Entry{Ops: []embeddedbroker.Op{embeddedbroker.DropSubscription{Client: "c", Filter: big}}}, int64(len(big))},
+		{"a retained message that somebody waits for", embeddedbroker.Entry{Msg: &embeddedbroker.Message{Topic: "r", Payload: []byte(big)}, Targets: to, Ops: []embeddedbroker.Op{embeddedbroker.SaveRetained{}}}, 2 * int64(len(big))},
+	} {
+		e := c.e
+		if got := weigh(d.records(&e), d.changes(&e)); got < c.want || got > 2*c.want {
+			t.Errorf("%s weighs %d, want some %d", c.name, got, c.want)
+		}
+		e.Wait = true
+		done := make(told, 1)
+		e.Done = done
+		if err := d.Append(&e); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if got := d.pending.Load(); got != 0 {
+			t.Errorf("%s: %d wait when it is written", c.name, got)
 		}
 	}
 }

@@ -91,7 +91,7 @@ var table = [...]family{
 	{"busgate_broker_bytes_total", counter, []string{"direction"}, false, "Bytes from and to clients."},
 	{"busgate_broker_refused_total", counter, []string{"reason"}, false, "What clients were refused."},
 	{"busgate_broker_dropped_total", counter, []string{"reason"}, false, "Messages that clients did not get."},
-	{"busgate_broker_withheld_total", counter, none, false, "Publishes whose acknowledgement waited for room."},
+	{"busgate_broker_withheld_total", counter, none, false, "Packets whose answer waited for room in the store."},
 	{"busgate_broker_slow_closed_total", counter, none, false, "Clients closed because they did not read."},
 	{"busgate_broker_sessions_ended_total", counter, []string{"reason"}, false, "Sessions that ended by a rule: full or expired."},
 
