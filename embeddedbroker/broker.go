@@ -34,6 +34,7 @@ type Broker struct {
 	rel    releaser
 	n      counters
 	gate   *gatekeeper
+	line   line
 	quotas *report.Ladder // when a loss is worth a line, by session
 	ids    keyLocks       // serialises CONNECTs of one client id
 	start  time.Time

@@ -2,16 +2,17 @@ package embeddedbroker
 
 import (
 	"net"
+	"sync"
 	"time"
 )
 
 // Pace at which connections are taken. What comes faster waits in the queue of
 // the kernel (net.core.somaxconn), so that a flood of connections never takes
 // turns with the work for the clients that are there: 1000 clients that come back
-// at once are taken in two seconds.
+// at once are taken in less than three seconds.
 const (
 	acceptEvery = 2 * time.Millisecond // one connection of anybody
-	acceptBurst = 2                    // ... of which so many may come in one go
+	acceptBurst = 1                    // ... of which so many may come in one go
 	slowAccept  = 5 * time.Millisecond // ... while wrong passwords come: each of those costs more
 	visitEvery  = 4 * time.Millisecond
 	visitBurst  = 1000 // connections of one address in one go, and one each visitEvery; further ones are closed
@@ -66,18 +67,38 @@ func (c *conn) toil(cost time.Duration) error {
 	c.b.n.slowed.Add(1)
 	c.b.gate.offence(c, "is slowed: too many subscriptions or too long topics in too short a time")
 	c.idle()
-	return c.pause(rest)
+	if err := c.pause(rest); err != nil {
+		return err
+	}
+	return c.breathe()
 }
 
-// How many filters of one packet are dealt with in one go, and what others have
-// for themselves until the next: on one core a large SUBSCRIBE would hold
-// everybody up until it is done.
+// How many filters of one packet are dealt with in one go, and what all others
+// have for themselves until the next: on one core a large SUBSCRIBE would hold
+// everybody up until it is done, and so would the packets of many that were slowed
+// and go on at the same time.
 const (
 	filtersAtOnce = 32
 	bytesAtOnce   = 128 << 10 // of filters
 	judgedAtOnce  = 1024      // filters that are only looked at
-	breath        = time.Millisecond
+	breath        = 2 * time.Millisecond
 )
+
+// line is where those wait who want much, of all clients together: one goes on
+// each breath. Everybody has one place at most.
+type line struct {
+	mu sync.Mutex
+	p  pace
+}
+
+// place is how long it takes until it is the turn of who asks.
+func (l *line) place() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	l.p.take(now, breath)
+	return l.p.full.Sub(now)
+}
 
 // turn is how many of those that are left are dealt with in one go.
 func turn[T any](left []T, bytes func(T) int) (n int) {
@@ -90,7 +111,7 @@ func turn[T any](left []T, bytes func(T) int) (n int) {
 // breathe lets others work in the middle of a large packet.
 func (c *conn) breathe() error {
 	c.idle()
-	return c.pause(breath)
+	return c.pause(c.b.line.place())
 }
 
 // awaitTurn waits until a further connection may be taken, by all listeners

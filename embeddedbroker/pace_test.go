@@ -315,3 +315,41 @@ func TestRhythm(t *testing.T) {
 		}
 	}
 }
+
+// Those who want much go on one after the other, however many come at once, and
+// who comes alone waits for no one.
+func TestLineSpreads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, NewMemory())
+		defer r.stop()
+		const clients = 20
+		fs, _ := many()
+		all := make([]*client, clients)
+		for i := range all {
+			all[i] = r.connect(packet.V5, n("c", i))
+			all[i].send(&packet.Subscribe{PID: 1, Filters: fs})
+		}
+		began, was := time.Now(), r.hung()
+		for range 50 {
+			time.Sleep(breath)
+			synctest.Wait()
+			got := r.hung()
+			if got-was > 2*filtersAtOnce { // one at each end of it
+				t.Fatalf("%d filters of %d clients within %v", got-was, clients, breath)
+			}
+			was = got
+		}
+		for _, c := range all {
+			expect[*packet.Suback](c)
+		}
+		if d, most := time.Since(began), clients*time.Duration(len(fs)/filtersAtOnce)*breath; d > most {
+			t.Errorf("took %v, want %v at most", d, most)
+		}
+		c := r.connect(packet.V5, "alone")
+		began = time.Now()
+		c.subscribe("t", 0)
+		if d := time.Since(began); d > 0 {
+			t.Errorf("one filter took %v", d)
+		}
+	})
+}
