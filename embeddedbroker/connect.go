@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
+	"busgate/config/report"
 	"busgate/embeddedbroker/packet"
 )
 
@@ -183,6 +185,10 @@ func (c *conn) enter(p *packet.Connect) error {
 	})
 	if err != nil {
 		c.b.n.refusedConnects.Add(1)
+		if errors.Is(err, ErrBusy) {
+			c.b.ladder.Fail(report.Report{Err: "store-busy", Level: slog.LevelWarn, Who: "broker", Text: c.who() + " is refused: for " + report.Duration(fullWait) +
+				" too much has waited for the disk, which is slow or hangs; look at busgate status and at dmesg"})
+		}
 		if c.sess != nil {
 			c.b.detach(c, &ending{})
 			c.sess = nil

@@ -1,6 +1,7 @@
 package embeddedbroker
 
 import (
+	"log/slog"
 	"net"
 	"runtime"
 	"strings"
@@ -330,8 +331,8 @@ func (h *hanging) Busy() bool { return h.busy.Load() }
 func TestBusyStoreHoldsUpOnlyWhoChangesState(t *testing.T) {
 	for _, v := range versions {
 		synctest.Test(t, func(t *testing.T) {
-			store := &hanging{Memory: NewMemory()}
-			r := start(t, store)
+			store, j := &hanging{Memory: NewMemory()}, &journal{}
+			r := start(t, store, func(_ *config.Broker, o *Options) { o.Log = slog.New(j) })
 			defer r.stop()
 			c := r.connect(v, "c", persistent)
 			c.subscribe("old", 0)
@@ -376,6 +377,9 @@ func TestBusyStoreHoldsUpOnlyWhoChangesState(t *testing.T) {
 			store.busy.Store(false)
 			if a := expect[*packet.Connack](patient); a.Code != 0 {
 				t.Errorf("version %d: code 0x%02X", v, a.Code)
+			}
+			if j.about(`client "late" is refused: for 10s too much has waited for the disk`) != 1 {
+				t.Errorf("version %d: %s", v, j.all())
 			}
 			if s := r.b.Stats(); s.Withheld != 4 || s.RefusedConnects != 1 {
 				t.Errorf("version %d: %d waited, %d refused", v, s.Withheld, s.RefusedConnects)
